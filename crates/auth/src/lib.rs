@@ -1,0 +1,1 @@
+//! Who is asking: users, credentials, sessions, refresh families and signing keys.

@@ -1,0 +1,1 @@
+//! The durable job engine: queues, jobs, attempts, batches, workers and files.

@@ -1,0 +1,121 @@
+//! Postgres: a pool that acts as one service's role, and the migrations of one service's schema.
+//!
+//! Every service owns a schema and a database role of its own; the role may use that schema and nothing else, so that
+//! a query into another service's tables fails in production and not in review. Roles belong to a whole cluster, so
+//! their names derive from the database's: `<database>_jobs`. They cannot log in: a connection logs in as the URL says
+//! and then takes the service's role on.
+
+use std::{str::FromStr as _, time::Duration};
+
+use sqlx::{
+    AssertSqlSafe, Connection as _, Executor as _, PgConnection, PgPool,
+    migrate::Migrator,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+
+use crate::Fail;
+
+/// A service's place in the database: its schema, and what its role's name ends in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Schema(&'static str);
+
+impl Schema {
+    /// `name` is a constant of the service: lower case letters only, so that it is safe in SQL text.
+    pub const fn new(name: &'static str) -> Self {
+        let bytes = name.as_bytes();
+        let mut at = 0;
+        while at < bytes.len() {
+            assert!(bytes[at].is_ascii_lowercase(), "a schema's name is lower case letters");
+            at += 1;
+        }
+        Self(name)
+    }
+
+    pub const fn name(self) -> &'static str {
+        self.0
+    }
+}
+
+/// A pool whose connections act as the service's own role.
+///
+/// # Errors
+/// `database_unavailable`; a URL that does not parse is `config.database_url`.
+pub async fn connect(url: &str, schema: Schema, connections_max: u32) -> Result<PgPool, Fail> {
+    let options = options(url, schema.name())?;
+    let take_role = format!("set role {}", quoted(&role_name(&options, schema)));
+    let pool = PgPoolOptions::new()
+        .max_connections(connections_max)
+        .acquire_timeout(Duration::from_secs(5))
+        .after_connect(move |connection, _| {
+            let take_role = take_role.clone();
+            Box::pin(async move { connection.execute(AssertSqlSafe(take_role)).await.map(|_| ()) })
+        })
+        .connect_with(options)
+        .await?;
+    Ok(pool)
+}
+
+/// Creates the service's schema and role where they are missing, and applies its migrations as that role. Safe to call
+/// from several processes at once.
+///
+/// # Errors
+/// `database_unavailable`; `config.database_rights` when the URL's user may not create roles or schemas;
+/// `internal` when a migration fails or was changed after it had been applied.
+pub async fn migrate(url: &str, schema: Schema, migrator: &Migrator) -> Result<(), Fail> {
+    let options = options(url, "migrate")?;
+    let role = quoted(&role_name(&options, schema));
+    let mut connection = PgConnection::connect_with(&options).await?;
+    create_role_and_schema(&mut connection, schema, &role).await?;
+    connection.execute(AssertSqlSafe(format!("set role {role}; set search_path to {}", schema.name()))).await?;
+    migrator.run(&mut connection).await.map_err(Fail::internal)?;
+    connection.close().await?;
+    Ok(())
+}
+
+async fn create_role_and_schema(connection: &mut PgConnection, schema: Schema, role: &str) -> Result<(), Fail> {
+    let name = schema.name();
+    // One transaction under a lock of the whole cluster's migrations: `create role` knows no `if not exists`.
+    let sql = format!(
+        "begin;
+         select pg_advisory_xact_lock(hashtextextended('guildhall.migrate', 0));
+         do $$ begin
+           if not exists (select from pg_roles where rolname = '{literal}') then create role {role} nologin; end if;
+           if not pg_has_role(current_user, '{literal}', 'member') or current_setting('is_superuser') = 'off' then
+             execute format('grant {role} to %I', current_user);
+           end if;
+           if not exists (select from pg_namespace where nspname = '{name}') then
+             create schema {name} authorization {role};
+           end if;
+         end $$;
+         commit;",
+        literal = role.trim_matches('"').replace('\'', "''"),
+    );
+    connection.execute(AssertSqlSafe(sql)).await.map_err(|error| match &error {
+        // 42501: insufficient_privilege.
+        sqlx::Error::Database(db) if db.code().as_deref() == Some("42501") => Fail::forbidden(
+            "config.database_rights",
+            format!(
+                "The database user may not create the role {role} or the schema `{name}`. Let an administrator run: \
+                 create role {role} nologin; grant {role} to <user>; create schema {name} authorization {role};"
+            ),
+        )
+        .caused_by(error),
+        _ => error.into(),
+    })?;
+    Ok(())
+}
+
+fn options(url: &str, what: &str) -> Result<PgConnectOptions, Fail> {
+    let options = PgConnectOptions::from_str(url)
+        .map_err(|error| Fail::invalid("config.database_url", "The database URL does not parse.").caused_by(error))?;
+    Ok(options.application_name(&format!("guildhall {what}")))
+}
+
+fn role_name(options: &PgConnectOptions, schema: Schema) -> String {
+    let database = options.get_database().unwrap_or_else(|| options.get_username());
+    format!("{database}_{}", schema.name())
+}
+
+fn quoted(identifier: &str) -> String {
+    format!("\"{}\"", identifier.replace('"', "\"\""))
+}

@@ -1,0 +1,135 @@
+//! What travels with every call: whose it is, the request it belongs to, and its idempotency key.
+
+use std::{str::FromStr, time::Duration};
+
+use base64::{Engine as _, prelude::BASE64_STANDARD_NO_PAD};
+use tonic::metadata::{Ascii, MetadataKey, MetadataMap, MetadataValue};
+
+use crate::{Fail, Secret, identity::Caller};
+
+const REQUEST_ID: &str = "x-request-id";
+const TRACEPARENT: &str = "traceparent";
+const IDEMPOTENCY_KEY: &str = "idempotency-key";
+const IDEMPOTENCY_DIGEST: &str = "idempotency-digest";
+
+/// A caller's idempotency key, with the SHA-256 of the body it came with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdempotencyKey {
+    /// As the caller chose it, 1 to 255 visible ASCII characters.
+    pub key: String,
+    pub digest: [u8; 32],
+}
+
+/// The context of one call. A server finds it in the request's extensions; a client makes requests from it, so that the
+/// caller's own token goes all the way.
+#[derive(Debug, Clone, Default)]
+pub struct Call {
+    /// The verified caller; `None` on a public method called without a token.
+    pub caller: Option<Caller>,
+    pub request_id: String,
+    pub traceparent: Option<String>,
+    pub idempotency: Option<IdempotencyKey>,
+    token: Option<Secret>,
+}
+
+impl Call {
+    /// A call nobody is signed in to, as for login.
+    pub fn anonymous(request_id: impl Into<String>) -> Self {
+        Self { request_id: request_id.into(), ..Self::default() }
+    }
+
+    /// A call by a caller that was verified here.
+    pub fn by(caller: Caller, request_id: impl Into<String>) -> Self {
+        let token = Some(caller.token().clone());
+        Self { caller: Some(caller), request_id: request_id.into(), token, ..Self::default() }
+    }
+
+    /// A call that shows a token which the other side verifies, as a service account's.
+    pub fn with_token(token: Secret, request_id: impl Into<String>) -> Self {
+        Self { token: Some(token), request_id: request_id.into(), ..Self::default() }
+    }
+
+    #[must_use]
+    pub fn with_idempotency(mut self, key: Option<IdempotencyKey>) -> Self {
+        self.idempotency = key;
+        self
+    }
+
+    #[must_use]
+    pub fn with_traceparent(mut self, traceparent: Option<String>) -> Self {
+        self.traceparent = traceparent;
+        self
+    }
+
+    /// The verified caller.
+    ///
+    /// # Errors
+    /// `auth.required` on a call without one.
+    pub fn caller(&self) -> Result<&Caller, Fail> {
+        self.caller.as_ref().ok_or_else(unauthenticated)
+    }
+
+    /// The context the guard attached to a request that reached a handler.
+    ///
+    /// # Errors
+    /// `internal` for a server that was mounted without its guard.
+    pub fn of<T>(request: &tonic::Request<T>) -> Result<&Self, Fail> {
+        request.extensions().get::<Self>().ok_or_else(|| Fail::internal("a gRPC server was mounted without its guard"))
+    }
+
+    /// A request that carries this context to the next role.
+    pub fn request<T>(&self, message: T) -> tonic::Request<T> {
+        let mut request = tonic::Request::new(message);
+        let metadata = request.metadata_mut();
+        if let Some(token) = &self.token {
+            put(metadata, "authorization", &format!("Bearer {}", token.expose()));
+        }
+        put(metadata, REQUEST_ID, &self.request_id);
+        if let Some(traceparent) = &self.traceparent {
+            put(metadata, TRACEPARENT, traceparent);
+        }
+        if let Some(idempotency) = &self.idempotency {
+            put(metadata, IDEMPOTENCY_KEY, &idempotency.key);
+            put(metadata, IDEMPOTENCY_DIGEST, &BASE64_STANDARD_NO_PAD.encode(idempotency.digest));
+        }
+        request
+    }
+
+    /// As [`request`](Self::request), answered within `deadline` or not at all.
+    pub fn request_within<T>(&self, deadline: Duration, message: T) -> tonic::Request<T> {
+        let mut request = self.request(message);
+        request.set_timeout(deadline);
+        request
+    }
+
+    pub(super) fn read(headers: &http::HeaderMap, caller: Option<Caller>) -> Result<Self, Fail> {
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let idempotency = match (text(IDEMPOTENCY_KEY), text(IDEMPOTENCY_DIGEST)) {
+            (Some(key), Some(digest)) => {
+                let digest = BASE64_STANDARD_NO_PAD.decode(digest).ok().and_then(|bytes| bytes.try_into().ok());
+                let digest = digest
+                    .ok_or_else(|| Fail::malformed("idempotency.malformed", "The idempotency digest is malformed."))?;
+                Some(IdempotencyKey { key, digest })
+            }
+            _ => None,
+        };
+        let token = caller.as_ref().map(|caller| caller.token().clone());
+        Ok(Self {
+            caller,
+            request_id: text(REQUEST_ID).unwrap_or_default(),
+            traceparent: text(TRACEPARENT),
+            idempotency,
+            token,
+        })
+    }
+}
+
+fn put(metadata: &mut MetadataMap, name: &'static str, value: &str) {
+    if let (Ok(name), Ok(value)) = (MetadataKey::<Ascii>::from_str(name), MetadataValue::try_from(value)) {
+        metadata.insert(name, value);
+    }
+}
+
+pub(super) fn unauthenticated() -> Fail {
+    Fail::unauthenticated("auth.required", "Sign in first: this needs an access token.")
+}

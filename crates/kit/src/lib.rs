@@ -1,0 +1,21 @@
+//! The ground every role stands on. `kit` knows no noun of the product: it gives services their failures, settings,
+//! clocks, identities, database pools, gRPC wiring, outbox and telemetry, and gives tests real servers.
+
+pub mod clock;
+pub mod config;
+pub mod db;
+pub mod fail;
+pub mod grpc;
+pub mod idempotency;
+pub mod identity;
+pub mod outbox;
+pub mod private_postgres;
+pub mod secret;
+pub mod storage;
+pub mod tasks;
+pub mod telemetry;
+pub mod testing;
+
+pub use clock::Clock;
+pub use fail::{Fail, Kind};
+pub use secret::Secret;

@@ -1,0 +1,56 @@
+//! Compiles `proto/` without `protoc`, and turns the `access` option of every method into a table.
+//! A method that declares no access fails the build here.
+
+use std::{env, error::Error, fmt::Write as _, fs, path::PathBuf};
+
+use prost::Message as _;
+use prost_reflect::{DynamicMessage, MethodDescriptor};
+
+const FILES: [&str; 5] = ["access.proto", "auth.proto", "jobs.proto", "worker.proto", "events.proto"];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("../../proto");
+    println!("cargo:rerun-if-changed={}", root.display());
+    let mut compiler = protox::Compiler::new([&root])?;
+    compiler.include_imports(true).open_files(FILES)?;
+    let pool = compiler.descriptor_pool();
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+
+    let mut table = String::from("&[\n");
+    for service in pool.services() {
+        for method in service.methods() {
+            let need = need(&method)?;
+            writeln!(table, "    Method {{ path: \"/{}/{}\", need: {need} }},", service.full_name(), method.name())?;
+        }
+    }
+    table.push(']');
+    fs::write(out.join("access_table.rs"), table)?;
+
+    let files = compiler.file_descriptor_set();
+    fs::write(out.join("descriptor.bin"), files.encode_to_vec())?;
+    tonic_prost_build::configure().build_client(true).build_server(true).bytes(".").compile_fds(files)?;
+    Ok(())
+}
+
+fn need(method: &MethodDescriptor) -> Result<String, Box<dyn Error>> {
+    let undeclared = || format!("{} declares no access: add `option (guildhall.access.v1.access)`", method.full_name());
+    let extension =
+        method.parent_pool().get_extension_by_name("guildhall.access.v1.access").ok_or("access.proto is missing")?;
+    let options = method.options();
+    if !options.has_extension(&extension) {
+        return Err(undeclared().into());
+    }
+    let value = options.get_extension(&extension);
+    let access: &DynamicMessage = value.as_message().ok_or_else(undeclared)?;
+    let flag = |name| access.get_field_by_name(name).and_then(|v| v.as_bool()).unwrap_or(false);
+    let permission =
+        access.get_field_by_name("permission").and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
+    match (flag("public"), flag("authenticated"), permission.as_str()) {
+        (true, false, "") => Ok("Need::Public".into()),
+        (false, true, "") => Ok("Need::Authenticated".into()),
+        (false, false, permission) if permission.split(':').count() == 2 => {
+            Ok(format!("Need::Permission({permission:?})"))
+        }
+        _ => Err(undeclared().into()),
+    }
+}

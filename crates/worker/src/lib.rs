@@ -1,0 +1,1 @@
+//! The runtime to build a worker on: the stream to jobs, slots, child processes, lifecycle hooks.
