@@ -1,0 +1,276 @@
+//! Real Postgres for tests: one private server a test process, a fresh database a test. Nothing is left behind, however
+//! the process ends. Only tests use this module; it panics where a service would answer.
+//!
+//! ```no_run
+//! # async fn example() {
+//! let database = kit::testing::database("jobs").await;
+//! sqlx::query("create table t (id int)").execute(database.pool()).await.unwrap();
+//! # }
+//! ```
+//!
+//! `GUILDHALL_PG_BIN` picks the binaries, and `GUILDHALL_TEST_DATABASE_URL` another server altogether, whose user must
+//! be allowed to create databases; what a run made there is dropped by the next run.
+
+#![expect(clippy::expect_used, clippy::panic, reason = "a test whose database cannot be had can only fail")]
+
+use std::collections::HashMap;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::str::FromStr as _;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
+use sqlx::{AssertSqlSafe, Connection as _};
+use tokio::sync::{Mutex, OnceCell};
+
+use crate::private_postgres::{self, Options, PrivatePostgres};
+
+/// A test's own pool is small, since a server has a bounded number of sessions and many tests run at a time.
+const POOL_CONNECTIONS_MAX: u32 = 5;
+
+/// Names begin with this, so that a shared server shows what may be dropped.
+const PREFIX: &str = "guildhall_test";
+
+static SERVER: OnceCell<Server> = OnceCell::const_new();
+static TEMPLATES: Mutex<Option<HashMap<String, String>>> = Mutex::const_new(None);
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// A database that only one test knows.
+#[derive(Debug)]
+pub struct TestDatabase {
+    url: String,
+    pool: PgPool,
+}
+
+impl TestDatabase {
+    /// Leads to the database as its server's superuser.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// A pool of the test's own, as the superuser.
+    #[must_use]
+    pub fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+}
+
+/// An empty database; `name_hint` shows in its name.
+///
+/// # Panics
+/// No Postgres is to be had.
+pub async fn database(name_hint: &str) -> TestDatabase {
+    let server = server().await;
+    let name = fresh_name(name_hint);
+    server.run(&format!("create database {name}")).await;
+    server.open(&name)
+}
+
+/// A database like the one that `migrate` makes of an empty one, whose URL it is given. It runs once a process and
+/// `template` name; each test gets a copy, which takes some 30 ms whatever the migrations take.
+///
+/// Roles belong to the whole server: a copy's grants are those given to the roles of its template.
+///
+/// # Panics
+/// No Postgres is to be had, or `migrate` fails.
+pub async fn database_with<M, F, E>(template: &str, migrate: M) -> TestDatabase
+where
+    M: FnOnce(String) -> F,
+    F: Future<Output = Result<(), E>>,
+    E: std::fmt::Debug,
+{
+    let server = server().await;
+    let source = {
+        let mut templates = TEMPLATES.lock().await;
+        let templates = templates.get_or_insert_default();
+        match templates.get(template) {
+            Some(source) => source.clone(),
+            None => {
+                let source = fresh_name(&format!("template_{template}"));
+                server.run(&format!("create database {source}")).await;
+                migrate(server.url(&source))
+                    .await
+                    .unwrap_or_else(|error| panic!("the template {template} cannot be migrated: {error:?}"));
+                // A database with sessions in it cannot be copied.
+                server.run(&format!("alter database {source} allow_connections false")).await;
+                server
+                    .run(&format!(
+                        "select pg_terminate_backend(pid, 5000) from pg_stat_activity where datname = '{source}'"
+                    ))
+                    .await;
+                templates.insert(template.to_owned(), source.clone());
+                source
+            }
+        }
+    };
+    let name = fresh_name(template);
+    server.run(&format!("create database {name} template {source}")).await;
+    server.open(&name)
+}
+
+/// Letters, digits and underscores alone, so that it needs no quotes and may stand in SQL.
+fn fresh_name(hint: &str) -> String {
+    let n = COUNT.fetch_add(1, Ordering::Relaxed);
+    let hint: String = hint
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' })
+        .take(24)
+        .collect();
+    format!("{PREFIX}_{}_{n}_{hint}", std::process::id())
+}
+
+async fn server() -> &'static Server {
+    SERVER.get_or_init(Server::start).await
+}
+
+/// The server of this process. Statics are not dropped, so its end does not hang on ours being orderly: the kernel ends
+/// a private one with us, and its caretaker then clears up.
+#[derive(Debug)]
+enum Server {
+    Private(PrivatePostgres),
+    Shared(PgConnectOptions, String),
+}
+
+impl Server {
+    async fn start() -> Self {
+        if let Some(url) = setting("GUILDHALL_TEST_DATABASE_URL") {
+            let options = PgConnectOptions::from_str(&url).expect("GUILDHALL_TEST_DATABASE_URL is a Postgres URL");
+            let server = Self::Shared(options, url);
+            server.drop_leftovers().await;
+            return server;
+        }
+        let data_dir = tempfile::Builder::new()
+            .prefix("guildhall-test-")
+            // A root's Postgres runs as an ordinary user, who has to pass through.
+            .permissions(std::fs::Permissions::from_mode(0o711))
+            .tempdir()
+            .expect("a temporary directory can be made")
+            .keep();
+        let caretaker = Caretaker::start();
+        caretaker.clear_at_our_end(&data_dir);
+        let options = Options { data_dir, bin_dir: setting("GUILDHALL_PG_BIN").map(PathBuf::from), durable: false };
+        let postgres = PrivatePostgres::start(options).await.unwrap_or_else(|error| panic!("no test server: {error}"));
+        caretaker.clear_at_our_end(&postgres.places().home);
+        caretaker.clear_at_our_end(&postgres.places().socket_dir);
+        caretaker.stay();
+        Self::Private(postgres)
+    }
+
+    /// The URL of one of its databases.
+    fn url(&self, database: &str) -> String {
+        match self {
+            Self::Private(postgres) => private_postgres::url(&postgres.places().socket_dir, database),
+            Self::Shared(_, url) => {
+                // Only the path is exchanged: `scheme://authority/path?query`.
+                let (front, query) = url.split_once('?').map_or((url.as_str(), None), |(f, q)| (f, Some(q)));
+                let (scheme, rest) = front.split_once("://").expect("a URL that was parsed has a scheme");
+                let authority = rest.split('/').next().unwrap_or_default();
+                let query = query.map(|query| format!("?{query}")).unwrap_or_default();
+                format!("{scheme}://{authority}/{database}{query}")
+            }
+        }
+    }
+
+    fn options(&self, database: &str) -> PgConnectOptions {
+        match self {
+            Self::Private(_) => {
+                PgConnectOptions::from_str(&self.url(database)).expect("a URL that we wrote is well-formed")
+            }
+            Self::Shared(options, _) => options.clone().database(database),
+        }
+    }
+
+    fn open(&self, database: &str) -> TestDatabase {
+        let pool = PgPoolOptions::new()
+            .max_connections(POOL_CONNECTIONS_MAX)
+            .connect_lazy_with(self.options(database));
+        TestDatabase { url: self.url(database), pool }
+    }
+
+    async fn connect(&self) -> PgConnection {
+        PgConnection::connect_with(&self.options("postgres")).await.expect("the test server takes a connection")
+    }
+
+    async fn run(&self, sql: &str) {
+        let mut connection = self.connect().await;
+        sqlx::raw_sql(AssertSqlSafe(sql))
+            .execute(&mut connection)
+            .await
+            .unwrap_or_else(|error| panic!("`{sql}` failed: {error}"));
+        connection.close().await.expect("the test server closes a connection");
+    }
+
+    /// On a server that outlives us: drops the databases of test processes that have ended.
+    async fn drop_leftovers(&self) {
+        let mut connection = self.connect().await;
+        let names: Vec<String> = sqlx::query_scalar("select datname::text from pg_database where datname like $1")
+            .bind(format!("{PREFIX}\\_%"))
+            .fetch_all(&mut connection)
+            .await
+            .expect("the databases can be listed");
+        for name in names {
+            let pid = name.split('_').nth(2).unwrap_or_default();
+            if !pid.is_empty() && !Path::new("/proc").join(pid).exists() {
+                let drop = format!("drop database if exists {name} with (force)");
+                // Another test process may be at the same.
+                let _gone_either_way = sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut connection).await;
+            }
+        }
+    }
+}
+
+/// A shell that waits for our end, in whatever way it comes, and removes directories then.
+struct Caretaker {
+    child: std::process::Child,
+    paths: std::process::ChildStdin,
+}
+
+impl Caretaker {
+    /// It reads one path a line until we are gone. What the server is still writing is removed once more, until it is.
+    const SCRIPT: &str = r#"
+        set --
+        while IFS= read -r path; do set -- "$@" "$path"; done
+        tries=0
+        while [ "$tries" -lt 100 ]; do
+            rm -rf -- "$@" 2>/dev/null
+            left=0
+            for path; do [ ! -e "$path" ] || left=1; done
+            [ "$left" = 1 ] || exit 0
+            tries=$((tries + 1))
+            sleep 0.1
+        done"#;
+
+    fn start() -> Self {
+        let mut child = Command::new("/bin/sh")
+            .args(["-c", Self::SCRIPT])
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            // A Ctrl-C at the terminal ends the tests and not what clears up after them.
+            .process_group(0)
+            .spawn()
+            .expect("/bin/sh starts");
+        let paths = child.stdin.take().expect("the pipe was asked for");
+        Self { child, paths }
+    }
+
+    fn clear_at_our_end(&self, path: &Path) {
+        use std::io::Write as _;
+        writeln!(&self.paths, "{}", path.display()).expect("the caretaker listens");
+    }
+
+    /// The pipe is left open for as long as we live; only the kernel closes it.
+    fn stay(self) {
+        std::mem::forget(self.paths);
+        drop(self.child);
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "these two are the tests' own, and no service knows them")]
+fn setting(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
