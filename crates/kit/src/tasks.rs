@@ -1,1 +1,200 @@
-//! x
+//! Everything that runs in the background has a name, a policy for its failure, and a way to be stopped.
+//!
+//! The first signal is soft: [`Tasks::stopping`] is cancelled, and each task ends when its work in hand is done. What
+//! does not end within the deadline of [`Tasks::join`] is aborted.
+
+use std::{future::Future, panic::AssertUnwindSafe, time::Duration};
+
+use futures::FutureExt as _;
+use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{Instrument as _, error, warn};
+
+use crate::Fail;
+
+const RESTART_DELAY_FIRST: Duration = Duration::from_millis(100);
+const RESTART_DELAY_MAX: Duration = Duration::from_secs(10);
+
+/// The background work of one process. Cheap to clone; clones are the same set.
+#[derive(Debug, Clone)]
+pub struct Tasks {
+    tracker: TaskTracker,
+    soft: CancellationToken,
+    hard: CancellationToken,
+    /// The first failure of a task that the process cannot go on without.
+    failed: watch::Sender<Option<String>>,
+}
+
+impl Default for Tasks {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Tasks {
+    pub fn new() -> Self {
+        Self {
+            tracker: TaskTracker::new(),
+            soft: CancellationToken::new(),
+            hard: CancellationToken::new(),
+            failed: watch::Sender::new(None),
+        }
+    }
+
+    /// Runs `future` as a task that the process needs: its failure or panic stops the process with an error.
+    pub fn spawn<F>(&self, name: &'static str, future: F)
+    where
+        F: Future<Output = Result<(), Fail>> + Send + 'static,
+    {
+        let failed = self.failed.clone();
+        self.launch(name, async move {
+            let reason = match AssertUnwindSafe(future).catch_unwind().await {
+                Ok(Ok(())) => return,
+                Ok(Err(fail)) => fail.to_string(),
+                Err(panic) => panic_text(panic.as_ref()),
+            };
+            error!(task.name = name, error = reason, "a task the process needs has failed");
+            failed.send_if_modified(|slot| {
+                let is_first = slot.is_none();
+                if is_first {
+                    *slot = Some(format!("{name}: {reason}"));
+                }
+                is_first
+            });
+        });
+    }
+
+    /// Runs what `make` makes, and makes it again after a failure or panic, with growing delays up to 10 s. An `Ok`
+    /// ends it.
+    pub fn spawn_restarting<M, F>(&self, name: &'static str, mut make: M)
+    where
+        M: FnMut() -> F + Send + 'static,
+        F: Future<Output = Result<(), Fail>> + Send + 'static,
+    {
+        let soft = self.soft.clone();
+        self.launch(name, async move {
+            let mut delay = RESTART_DELAY_FIRST;
+            loop {
+                let started = tokio::time::Instant::now();
+                let reason = match AssertUnwindSafe(make()).catch_unwind().await {
+                    Ok(Ok(())) => return,
+                    Ok(Err(fail)) => fail.to_string(),
+                    Err(panic) => panic_text(panic.as_ref()),
+                };
+                if started.elapsed() > RESTART_DELAY_MAX {
+                    delay = RESTART_DELAY_FIRST;
+                }
+                warn!(task.name = name, error = reason, "a task failed and is started again");
+                tokio::select! {
+                    () = soft.cancelled() => return,
+                    () = tokio::time::sleep(delay) => delay = (delay * 2).min(RESTART_DELAY_MAX),
+                }
+            }
+        });
+    }
+
+    /// Runs work whose end matters to nobody but itself, such as one connection. A panic is logged.
+    pub fn detach<F>(&self, name: &'static str, future: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.launch(name, async move {
+            if let Err(panic) = AssertUnwindSafe(future).catch_unwind().await {
+                error!(task.name = name, error = panic_text(panic.as_ref()), "a task panicked");
+            }
+        });
+    }
+
+    fn launch<F>(&self, name: &'static str, future: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let hard = self.hard.clone();
+        let future = async move {
+            tokio::select! {
+                () = future => {}
+                () = hard.cancelled() => {}
+            }
+        };
+        #[expect(clippy::disallowed_methods, reason = "the one place that spawns: named, tracked, stoppable")]
+        self.tracker.spawn(future.instrument(tracing::info_span!("task", task.name = name)));
+    }
+
+    /// Cancelled once the process was asked to stop.
+    pub fn stopping(&self) -> CancellationToken {
+        self.soft.clone()
+    }
+
+    /// Asks every task to end.
+    pub fn stop(&self) {
+        self.soft.cancel();
+    }
+
+    /// Waits for the failure of a task that the process needs; for ever where there is none.
+    pub async fn failed(&self) -> String {
+        let mut failed = self.failed.subscribe();
+        match failed.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().unwrap_or_default(),
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Asks every task to end and waits up to `deadline` for it; what is left then is aborted. Whether all ended by
+    /// themselves.
+    pub async fn join(&self, deadline: Duration) -> bool {
+        self.stop();
+        self.tracker.close();
+        if tokio::time::timeout(deadline, self.tracker.wait()).await.is_ok() {
+            return true;
+        }
+        self.abort().await;
+        false
+    }
+
+    /// Drops every task where it stands.
+    pub async fn abort(&self) {
+        self.stop();
+        self.hard.cancel();
+        self.tracker.close();
+        self.tracker.wait().await;
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without a message".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_needed_task_that_panics_is_reported_by_name() {
+        let tasks = Tasks::new();
+        tasks.spawn("engine", async { panic!("out of coal") });
+        assert_eq!(tasks.failed().await, "engine: out of coal");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_ignores_the_soft_signal_is_aborted_at_the_deadline() {
+        let tasks = Tasks::new();
+        tasks.detach("deaf", std::future::pending());
+        assert!(!tasks.join(Duration::from_secs(3)).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_restarting_task_is_made_again_until_it_is_done() {
+        let tasks = Tasks::new();
+        let (tries, mut seen) = watch::channel(0);
+        tasks.spawn_restarting("loop", move || {
+            let tries = tries.clone();
+            async move {
+                tries.send_modify(|count| *count += 1);
+                if *tries.borrow() < 3 { Err(Fail::internal("not yet")) } else { Ok(()) }
+            }
+        });
+        seen.wait_for(|count| *count == 3).await.expect("the task runs");
+        assert!(tasks.join(Duration::from_secs(1)).await);
+    }
+}
