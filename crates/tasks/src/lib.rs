@@ -1,1 +1,3 @@
 //! The built-in tasks and their providers.
+
+pub mod providers;
