@@ -3,6 +3,7 @@
 
 pub mod clock;
 pub mod config;
+pub mod cursor;
 pub mod db;
 pub mod fail;
 pub mod grpc;
