@@ -59,6 +59,11 @@ impl Source {
         self.said.contains_key(name)
     }
 
+    /// Where `name` was said: `GUILDHALL_HTTP_LISTEN`, or `http_listen in guildhall.toml`.
+    pub fn place(&self, name: &str) -> Option<&str> {
+        self.said.get(name).map(|said| said.place.as_str())
+    }
+
     /// Takes one setting, or notes what is wrong with it and takes its default.
     pub fn take<T: Value>(&mut self, field: &'static Field) -> T {
         self.known.insert(field.name);
@@ -188,6 +193,11 @@ macro_rules! settings {
                 }; )*
                 Self { $( $field, )* }
             }
+
+            /// Each setting's name with its value as it would be written in a variable; secrets show `***`.
+            pub fn values(&self) -> Vec<(&'static str, String)> {
+                vec![ $( (stringify!($field), $crate::config::Value::show(&self.$field)), )* ]
+            }
         }
 
         impl Default for $name {
@@ -235,6 +245,8 @@ mod tests {
         assert_eq!(sample.listen.port(), 2);
         assert_eq!(sample.file_bytes_max, Bytes(5));
         assert_eq!(sample.origins, ["a", "b"]);
+        let shown = [("listen", "127.0.0.1:2"), ("file_bytes_max", "5"), ("key", ""), ("origins", "a,b")];
+        assert_eq!(sample.values(), shown.map(|(name, value)| (name, value.to_owned())));
         assert!(sample.key.is_none());
     }
 
@@ -255,7 +267,7 @@ mod tests {
         let (sample, faults) = read("", &[("GUILDHALL_KEY_FILE", path.to_str().expect("UTF-8"))]);
         assert_eq!(faults, Vec::<String>::new());
         assert_eq!(sample.key.as_ref().map(|key| key.expose().as_str()), Some("hush"));
-        assert!(!format!("{sample:?}").contains("hush"));
+        assert!(!format!("{sample:?}{:?}", sample.values()).contains("hush"));
     }
 
     #[test]

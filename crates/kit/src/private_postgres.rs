@@ -235,6 +235,20 @@ impl Drop for PrivatePostgres {
     }
 }
 
+/// The binaries that [`PrivatePostgres::start`] would run with these options, as their directory and major version; it
+/// starts, makes and locks nothing. Blocking.
+///
+/// # Errors
+/// [`StartError`], as from `start`.
+pub fn find_binaries(options: &Options) -> Result<(PathBuf, u32), StartError> {
+    let cluster = home::cluster_of(&options.data_dir)?;
+    let account =
+        if cluster.exists() { account::Account::of_cluster(&cluster)? } else { account::Account::for_new_cluster()? };
+    let major = cluster::major(&cluster)?;
+    let binaries = binaries::find(options.bin_dir.as_deref(), major, &cluster, &account)?;
+    Ok((binaries.dir().to_owned(), binaries.major()))
+}
+
 /// Everything before the server runs; blocking.
 fn prepare(options: &Options) -> Result<(server::Server, Places), StartError> {
     let home = home::Home::claim(&options.data_dir)?;

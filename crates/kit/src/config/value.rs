@@ -9,6 +9,9 @@ pub trait Value: Sized {
     /// # Errors
     /// A clause that says what the text must be, such as "must be a whole number".
     fn parse(text: &str) -> Result<Self, String>;
+
+    /// The value as it would be written in a variable; a secret's is `***`.
+    fn show(&self) -> String;
 }
 
 macro_rules! numbers {
@@ -16,6 +19,9 @@ macro_rules! numbers {
         impl Value for $type {
             fn parse(text: &str) -> Result<Self, String> {
                 text.trim().parse().map_err(|_| format!(concat!("must be ", $what, ", not `{}`"), text))
+            }
+            fn show(&self) -> String {
+                self.to_string()
             }
         }
     )*};
@@ -30,11 +36,17 @@ impl Value for bool {
             _ => Err(format!("must be `true` or `false`, not `{text}`")),
         }
     }
+    fn show(&self) -> String {
+        self.to_string()
+    }
 }
 
 impl Value for String {
     fn parse(text: &str) -> Result<Self, String> {
         Ok(text.to_owned())
+    }
+    fn show(&self) -> String {
+        self.clone()
     }
 }
 
@@ -42,11 +54,17 @@ impl Value for PathBuf {
     fn parse(text: &str) -> Result<Self, String> {
         Ok(Self::from(text))
     }
+    fn show(&self) -> String {
+        self.display().to_string()
+    }
 }
 
 impl Value for SocketAddr {
     fn parse(text: &str) -> Result<Self, String> {
         text.trim().parse().map_err(|_| format!("must be an address and port such as 127.0.0.1:8080, not `{text}`"))
+    }
+    fn show(&self) -> String {
+        self.to_string()
     }
 }
 
@@ -54,11 +72,22 @@ impl Value for crate::telemetry::LogFormat {
     fn parse(text: &str) -> Result<Self, String> {
         text.trim().parse()
     }
+    fn show(&self) -> String {
+        match self {
+            Self::Auto => "auto",
+            Self::Text => "text",
+            Self::Json => "json",
+        }
+        .to_owned()
+    }
 }
 
 impl Value for Secret {
     fn parse(text: &str) -> Result<Self, String> {
         Ok(Self::new(text.to_owned()))
+    }
+    fn show(&self) -> String {
+        self.to_string()
     }
 }
 
@@ -66,11 +95,17 @@ impl<T: Value> Value for Option<T> {
     fn parse(text: &str) -> Result<Self, String> {
         if text.is_empty() { Ok(None) } else { T::parse(text).map(Some) }
     }
+    fn show(&self) -> String {
+        self.as_ref().map(Value::show).unwrap_or_default()
+    }
 }
 
 impl Value for Vec<String> {
     fn parse(text: &str) -> Result<Self, String> {
         Ok(text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect())
+    }
+    fn show(&self) -> String {
+        self.join(",")
     }
 }
 
@@ -104,6 +139,9 @@ impl FromStr for Bytes {
 impl Value for Bytes {
     fn parse(text: &str) -> Result<Self, String> {
         text.parse()
+    }
+    fn show(&self) -> String {
+        self.to_string()
     }
 }
 

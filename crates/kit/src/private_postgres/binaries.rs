@@ -27,6 +27,14 @@ pub(super) struct Binaries {
 }
 
 impl Binaries {
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(super) fn major(&self) -> u32 {
+        self.major
+    }
+
     pub(super) fn postgres(&self) -> PathBuf {
         self.dir.join("postgres")
     }

@@ -152,6 +152,17 @@ fn lock(data_dir: &Path) -> Result<File, StartError> {
     Ok(file)
 }
 
+/// Where the cluster of `data_dir` is, or would be where Postgres can reach it; makes and locks nothing.
+pub(super) fn cluster_of(data_dir: &Path) -> Result<PathBuf, StartError> {
+    let pointer = data_dir.join(POINTER);
+    let home = match fs::read_to_string(&pointer) {
+        Ok(text) => PathBuf::from(text.lines().next().unwrap_or_default()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => data_dir.to_owned(),
+        Err(error) => return Err(StartError::io(format!("read {}", pointer.display()))(error)),
+    };
+    Ok(home.join("postgres"))
+}
+
 /// Where the cluster of `data_dir` is, or shall be made: in it, unless Postgres could not reach it there.
 fn locate(data_dir: &Path) -> Result<PathBuf, StartError> {
     let pointer = data_dir.join(POINTER);
