@@ -173,19 +173,19 @@ pub fn default_file(parts: &[(&str, &[Field])]) -> String {
 /// written as it would be written in a variable.
 #[macro_export]
 macro_rules! settings {
-    ($(#[$meta:meta])* pub struct $name:ident { $( $(#[doc = $doc:literal])+ pub $field:ident : $type:ty = $default:literal ),* $(,)? }) => {
+    ($(#[$meta:meta])* $vis:vis struct $name:ident { $( $(#[doc = $doc:literal])+ $fvis:vis $field:ident : $type:ty = $default:literal ),* $(,)? }) => {
         $(#[$meta])*
         #[derive(Debug, Clone)]
-        pub struct $name { $( $(#[doc = $doc])+ pub $field: $type, )* }
+        $vis struct $name { $( $(#[doc = $doc])+ $fvis $field: $type, )* }
 
         impl $name {
             /// Every setting declared here.
-            pub const FIELDS: &'static [$crate::config::Field] = &[
+            $vis const FIELDS: &'static [$crate::config::Field] = &[
                 $( $crate::config::Field { name: stringify!($field), default: $default, doc: &[$($doc),+] }, )*
             ];
 
             /// Takes the settings from what was said, noting faults there.
-            pub fn take(source: &mut $crate::config::Source) -> Self {
+            $vis fn take(source: &mut $crate::config::Source) -> Self {
                 let mut fields = Self::FIELDS.iter();
                 $( let $field: $type = match fields.next() {
                     Some(field) => source.take(field),
@@ -195,7 +195,7 @@ macro_rules! settings {
             }
 
             /// Each setting's name with its value as it would be written in a variable; secrets show `***`.
-            pub fn values(&self) -> Vec<(&'static str, String)> {
+            $vis fn values(&self) -> Vec<(&'static str, String)> {
                 vec![ $( (stringify!($field), $crate::config::Value::show(&self.$field)), )* ]
             }
         }
@@ -215,15 +215,15 @@ mod tests {
 
     settings! {
         /// For the tests below.
-        pub struct Sample {
+        struct Sample {
             /// Where to listen.
-            pub listen: std::net::SocketAddr = "127.0.0.1:8080",
+            listen: std::net::SocketAddr = "127.0.0.1:8080",
             /// Largest file, in bytes.
-            pub file_bytes_max: Bytes = "2GiB",
+            file_bytes_max: Bytes = "2GiB",
             /// A secret that may be absent.
-            pub key: Option<Secret> = "",
+            key: Option<Secret> = "",
             /// Origins.
-            pub origins: Vec<String> = "",
+            origins: Vec<String> = "",
         }
     }
 
