@@ -90,10 +90,14 @@ pub enum StartError {
     )]
     NoBinaries { looked: String },
 
-    #[error("GUILDHALL_PG_BIN names {dir}, which cannot be used: {reason}. Name the directory that holds `postgres` and `initdb`, or unset it")]
+    #[error(
+        "GUILDHALL_PG_BIN names {dir}, which cannot be used: {reason}. Name the directory that holds `postgres` and `initdb`, or unset it"
+    )]
     UnusableBinaries { dir: PathBuf, reason: String },
 
-    #[error("{data_dir} is in use by the process {pid}. Stop that one first, or choose another directory with GUILDHALL_DATA_DIR")]
+    #[error(
+        "{data_dir} is in use by the process {pid}. Stop that one first, or choose another directory with GUILDHALL_DATA_DIR"
+    )]
     InUse { data_dir: PathBuf, pid: String },
 
     #[error(
@@ -103,13 +107,19 @@ pub enum StartError {
     )]
     OtherMajor { cluster: PathBuf, cluster_major: u32, found: String },
 
-    #[error("the cluster in {cluster} belongs to the user {owner}, not to {us}: start Guildhall as {owner}, or give it another GUILDHALL_DATA_DIR")]
+    #[error(
+        "the cluster in {cluster} belongs to the user {owner}, not to {us}: start Guildhall as {owner}, or give it another GUILDHALL_DATA_DIR"
+    )]
     OtherOwner { cluster: PathBuf, owner: String, us: String },
 
-    #[error("Postgres refuses to run as root, and this machine has neither a user `postgres` nor `nobody`: add one, or start Guildhall as an ordinary user")]
+    #[error(
+        "Postgres refuses to run as root, and this machine has neither a user `postgres` nor `nobody`: add one, or start Guildhall as an ordinary user"
+    )]
     NoOrdinaryUser,
 
-    #[error("Postgres runs as the user {user}, who cannot reach {dir}: let others search the directories above it (`chmod o+x`), or give another GUILDHALL_DATA_DIR")]
+    #[error(
+        "Postgres runs as the user {user}, who cannot reach {dir}: let others search the directories above it (`chmod o+x`), or give another GUILDHALL_DATA_DIR"
+    )]
     Unreachable { dir: PathBuf, user: String },
 
     #[error("{dir} should be the private socket directory of Postgres, but {reason}: remove it and start again")]

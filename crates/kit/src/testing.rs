@@ -72,7 +72,8 @@ pub async fn database(name_hint: &str) -> TestDatabase {
 /// A database like the one that `migrate` makes of an empty one, whose URL it is given. It runs once a process and
 /// `template` name; each test gets a copy, which takes some 30 ms whatever the migrations take.
 ///
-/// Roles belong to the whole server: a copy's grants are those given to the roles of its template.
+/// Roles belong to the whole server, so a service's is named after its database (see [`crate::db`]): the copy gets
+/// roles of its own, which own what the template's owned.
 ///
 /// # Panics
 /// No Postgres is to be had, or `migrate` fails.
@@ -108,17 +109,15 @@ where
     };
     let name = fresh_name(template);
     server.run(&format!("create database {name} template {source}")).await;
+    server.inherit_roles(&source, &name).await;
     server.open(&name)
 }
 
 /// Letters, digits and underscores alone, so that it needs no quotes and may stand in SQL.
 fn fresh_name(hint: &str) -> String {
     let n = COUNT.fetch_add(1, Ordering::Relaxed);
-    let hint: String = hint
-        .chars()
-        .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' })
-        .take(24)
-        .collect();
+    let hint: String =
+        hint.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' }).take(24).collect();
     format!("{PREFIX}_{}_{n}_{hint}", std::process::id())
 }
 
@@ -184,18 +183,20 @@ impl Server {
     }
 
     fn open(&self, database: &str) -> TestDatabase {
-        let pool = PgPoolOptions::new()
-            .max_connections(POOL_CONNECTIONS_MAX)
-            .connect_lazy_with(self.options(database));
+        let pool = PgPoolOptions::new().max_connections(POOL_CONNECTIONS_MAX).connect_lazy_with(self.options(database));
         TestDatabase { url: self.url(database), pool }
     }
 
-    async fn connect(&self) -> PgConnection {
-        PgConnection::connect_with(&self.options("postgres")).await.expect("the test server takes a connection")
+    async fn connect(&self, database: &str) -> PgConnection {
+        PgConnection::connect_with(&self.options(database)).await.expect("the test server takes a connection")
     }
 
     async fn run(&self, sql: &str) {
-        let mut connection = self.connect().await;
+        self.run_in("postgres", sql).await;
+    }
+
+    async fn run_in(&self, database: &str, sql: &str) {
+        let mut connection = self.connect(database).await;
         sqlx::raw_sql(AssertSqlSafe(sql))
             .execute(&mut connection)
             .await
@@ -203,18 +204,38 @@ impl Server {
         connection.close().await.expect("the test server closes a connection");
     }
 
+    /// Gives `copy` a role for each of `source`'s, and what that one owns.
+    async fn inherit_roles(&self, source: &str, copy: &str) {
+        let sql = format!(
+            "do $$ declare theirs text; ours text; begin
+               for theirs in select rolname from pg_roles where starts_with(rolname, '{source}_') loop
+                 ours := '{copy}' || substr(theirs, length('{source}') + 1);
+                 execute format('create role %I nologin', ours);
+                 execute format('grant %I to current_user', ours);
+                 execute format('reassign owned by %I to %I', theirs, ours);
+               end loop;
+             end $$"
+        );
+        self.run_in(copy, &sql).await;
+    }
+
     /// On a server that outlives us: drops the databases of test processes that have ended.
     async fn drop_leftovers(&self) {
-        let mut connection = self.connect().await;
-        let names: Vec<String> = sqlx::query_scalar("select datname::text from pg_database where datname like $1")
-            .bind(format!("{PREFIX}\\_%"))
-            .fetch_all(&mut connection)
-            .await
-            .expect("the databases can be listed");
-        for name in names {
+        let mut connection = self.connect("postgres").await;
+        let drops: Vec<(String, String)> = sqlx::query_as(
+            "select datname::text, format('drop database if exists %I with (force)', datname)
+             from pg_database where starts_with(datname, $1)
+             union all
+             select rolname::text, format('drop role if exists %I', rolname)
+             from pg_roles where starts_with(rolname, $1)",
+        )
+        .bind(format!("{PREFIX}_"))
+        .fetch_all(&mut connection)
+        .await
+        .expect("the databases can be listed");
+        for (name, drop) in drops {
             let pid = name.split('_').nth(2).unwrap_or_default();
-            if !pid.is_empty() && !Path::new("/proc").join(pid).exists() {
-                let drop = format!("drop database if exists {name} with (force)");
+            if !Path::new("/proc").join(pid).exists() {
                 // Another test process may be at the same.
                 let _gone_either_way = sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut connection).await;
             }

@@ -10,11 +10,11 @@ use super::{MAJOR_MIN, StartError};
 
 /// Patterns of bin directories, best known first; `*` stands for one whole directory name's part, as in a shell.
 const SYSTEM_DIRS: [&str; 7] = [
-    "/usr/lib/postgresql/*/bin",               // Debian, Ubuntu
-    "/usr/pgsql-*/bin",                        // the Postgres project's packages for Red Hat and SUSE
-    "/usr/libexec/postgresql*",                // Alpine
-    "/opt/homebrew/opt/postgresql*/bin",       // Homebrew on ARM
-    "/usr/local/opt/postgresql*/bin",          // Homebrew on Intel
+    "/usr/lib/postgresql/*/bin",         // Debian, Ubuntu
+    "/usr/pgsql-*/bin",                  // the Postgres project's packages for Red Hat and SUSE
+    "/usr/libexec/postgresql*",          // Alpine
+    "/opt/homebrew/opt/postgresql*/bin", // Homebrew on ARM
+    "/usr/local/opt/postgresql*/bin",    // Homebrew on Intel
     "/home/linuxbrew/.linuxbrew/opt/postgresql*/bin",
     "/Applications/Postgres.app/Contents/Versions/*/bin",
 ];
@@ -57,9 +57,8 @@ pub(super) fn find(
     let mut rejected = Vec::new();
     let mut usable = Vec::new();
     match bin_dir {
-        Some(dir) => usable.push(
-            probe(dir, account).map_err(|reason| StartError::UnusableBinaries { dir: dir.to_owned(), reason })?,
-        ),
+        Some(dir) => usable
+            .push(probe(dir, account).map_err(|reason| StartError::UnusableBinaries { dir: dir.to_owned(), reason })?),
         None => {
             for dir in candidates(account) {
                 match probe(&dir, account) {

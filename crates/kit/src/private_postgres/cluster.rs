@@ -33,12 +33,7 @@ pub(super) fn major(cluster: &Path) -> Result<Option<u32>, StartError> {
 ///
 /// # Errors
 /// `initdb` failed, with what it said.
-pub(super) fn create(
-    binaries: &Binaries,
-    home: &Home,
-    account: &Account,
-    durable: bool,
-) -> Result<(), StartError> {
+pub(super) fn create(binaries: &Binaries, home: &Home, account: &Account, durable: bool) -> Result<(), StartError> {
     let unfinished = home.unfinished_cluster();
     let cluster = home.cluster();
     if unfinished.exists() {
@@ -66,6 +61,9 @@ pub(super) fn create(
         let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         return Err(StartError::Initdb { cluster: unfinished, output: said.trim().to_owned() });
     }
-    fs::rename(&unfinished, &cluster)
-        .map_err(StartError::io(format!("rename {} to {}", unfinished.display(), cluster.display())))
+    fs::rename(&unfinished, &cluster).map_err(StartError::io(format!(
+        "rename {} to {}",
+        unfinished.display(),
+        cluster.display()
+    )))
 }

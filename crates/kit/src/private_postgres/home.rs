@@ -39,8 +39,7 @@ impl Home {
         // Others may pass through a root's directory but not list it, since Postgres has to pass.
         let mode = if geteuid().is_root() { 0o711 } else { 0o700 };
         make_dir(data_dir, mode)?;
-        let data_dir =
-            data_dir.canonicalize().map_err(StartError::io(format!("find {}", data_dir.display())))?;
+        let data_dir = data_dir.canonicalize().map_err(StartError::io(format!("find {}", data_dir.display())))?;
         let lock = lock(&data_dir)?;
         let dir = locate(&data_dir)?;
         Ok(Self { dir, _lock: lock })
@@ -72,8 +71,7 @@ impl Home {
     /// The cluster is somebody else's, or its owner can no longer reach it.
     pub(super) fn account(&self) -> Result<Account, StartError> {
         let cluster = self.cluster();
-        let account =
-            if cluster.exists() { Account::of_cluster(&cluster)? } else { Account::for_new_cluster()? };
+        let account = if cluster.exists() { Account::of_cluster(&cluster)? } else { Account::for_new_cluster()? };
         if !account.can_reach(&self.dir) {
             return Err(StartError::Unreachable { dir: self.dir.clone(), user: account.name() });
         }
@@ -207,8 +205,7 @@ fn make_stand_in(dir: &Path, data_dir: &Path) -> Result<(), StartError> {
     if note.exists() {
         return Ok(());
     }
-    fs::write(&note, format!("{}\n", data_dir.display()))
-        .map_err(StartError::io(format!("write {}", note.display())))
+    fs::write(&note, format!("{}\n", data_dir.display())).map_err(StartError::io(format!("write {}", note.display())))
 }
 
 /// Makes `dir` and what is missing above it. A directory that is there keeps its mode.

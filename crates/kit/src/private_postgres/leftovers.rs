@@ -35,7 +35,11 @@ pub(super) fn end(cluster: &Path) -> Result<(), StartError> {
             }
             for pid in alive {
                 if !told.contains(&pid) {
-                    tracing::info!(postgres.pid = pid.as_raw(), signal = signal.as_str(), "ending a left-over Postgres process");
+                    tracing::info!(
+                        postgres.pid = pid.as_raw(),
+                        signal = signal.as_str(),
+                        "ending a left-over Postgres process"
+                    );
                     // It may have ended since it was seen; the next look tells.
                     let _ended_meanwhile = kill(pid, signal);
                     told.push(pid);

@@ -72,13 +72,7 @@ pub(super) struct Server {
 }
 
 impl Server {
-    pub(super) fn new(
-        home: Home,
-        socket_dir: PathBuf,
-        binaries: Binaries,
-        account: Account,
-        durable: bool,
-    ) -> Self {
+    pub(super) fn new(home: Home, socket_dir: PathBuf, binaries: Binaries, account: Account, durable: bool) -> Self {
         let log = Log::new(home.log());
         let control = Control(Arc::new(Mutex::new(Process::default())));
         Self { home, socket_dir, binaries, account, durable, log, control, phase: watch::Sender::new(Phase::Running) }
@@ -175,11 +169,9 @@ impl Server {
         if self.durable {
             settings.push("max_connections=100".to_owned());
         } else {
-            // Tests open a pool each, as many at a time as there are cores.
-            settings.extend(
-                ["max_connections=500", "fsync=off", "synchronous_commit=off", "full_page_writes=off"]
-                    .map(str::to_owned),
-            );
+            // Tests open a pool each, as many at a time as there are cores. A killed server loses nothing even so, for
+            // what was written is the kernel's; only a power cut would tell.
+            settings.extend(["max_connections=500", "fsync=off", "full_page_writes=off"].map(str::to_owned));
         }
         for setting in settings {
             command.arg("-c").arg(setting);
@@ -219,7 +211,10 @@ pub(super) fn confine(command: &mut Command, account: &Account, at_our_end: Sign
 }
 
 #[cfg(target_os = "linux")]
-#[expect(unsafe_code, reason = "the kernel must be asked between fork and exec, after the change of user, which clears it")]
+#[expect(
+    unsafe_code,
+    reason = "the kernel must be asked between fork and exec, after the change of user, which clears it"
+)]
 fn die_with_this_thread(command: &mut Command, signal: Signal) {
     let parent = nix::unistd::getpid();
     let ask = move || {
