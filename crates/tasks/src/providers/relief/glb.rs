@@ -23,10 +23,7 @@ pub(super) fn pack(mesh: &Mesh, texture_jpeg: &[u8]) -> Vec<u8> {
     views.add(size_of_val(mesh.positions.as_slice()), Some(ARRAY_BUFFER));
     views.add(size_of_val(mesh.normals.as_slice()), Some(ARRAY_BUFFER));
     views.add(size_of_val(mesh.uvs.as_slice()), Some(ARRAY_BUFFER));
-    views.add(
-        size_of_val(mesh.triangles.as_slice()),
-        Some(ELEMENT_ARRAY_BUFFER),
-    );
+    views.add(size_of_val(mesh.triangles.as_slice()), Some(ELEMENT_ARRAY_BUFFER));
     views.add(texture_jpeg.len(), None);
     let binary_bytes = views.bytes;
 
@@ -35,30 +32,12 @@ pub(super) fn pack(mesh: &Mesh, texture_jpeg: &[u8]) -> Vec<u8> {
     let total_bytes = 12 + 8 + json.len() + 8 + binary_bytes;
     let mut glb = Vec::with_capacity(total_bytes);
     // The largest mesh and texture together stay below 100 MB, far from what 32 bits can say.
-    put_words(
-        &mut glb,
-        [
-            MAGIC,
-            VERSION,
-            total_bytes as u32,
-            json.len() as u32,
-            JSON_CHUNK,
-        ],
-    );
+    put_words(&mut glb, [MAGIC, VERSION, total_bytes as u32, json.len() as u32, JSON_CHUNK]);
     glb.extend_from_slice(&json);
     put_words(&mut glb, [binary_bytes as u32, BINARY_CHUNK]);
-    put_words(
-        &mut glb,
-        mesh.positions.iter().flatten().map(|value| value.to_bits()),
-    );
-    put_words(
-        &mut glb,
-        mesh.normals.iter().flatten().map(|value| value.to_bits()),
-    );
-    put_words(
-        &mut glb,
-        mesh.uvs.iter().flatten().map(|value| value.to_bits()),
-    );
+    put_words(&mut glb, mesh.positions.iter().flatten().map(|value| value.to_bits()));
+    put_words(&mut glb, mesh.normals.iter().flatten().map(|value| value.to_bits()));
+    put_words(&mut glb, mesh.uvs.iter().flatten().map(|value| value.to_bits()));
     put_words(&mut glb, mesh.triangles.iter().flatten().copied());
     glb.extend_from_slice(texture_jpeg);
     glb.resize(total_bytes, 0);
@@ -66,9 +45,7 @@ pub(super) fn pack(mesh: &Mesh, texture_jpeg: &[u8]) -> Vec<u8> {
 }
 
 fn put_words(glb: &mut Vec<u8>, words: impl IntoIterator<Item = u32>) {
-    words
-        .into_iter()
-        .for_each(|word| glb.extend_from_slice(&word.to_le_bytes()));
+    words.into_iter().for_each(|word| glb.extend_from_slice(&word.to_le_bytes()));
 }
 
 /// The slices of the binary chunk, laid one behind the other at multiples of four.
@@ -95,11 +72,7 @@ fn document(mesh: &Mesh, views: Views) -> Value {
     let vertices = mesh.positions.len();
     let bound = |pick: fn(f32, f32) -> f32| {
         // Every vertex is counted, and the exact 32-bit value is written out in full.
-        let bound = mesh
-            .positions
-            .iter()
-            .copied()
-            .reduce(|a, b| std::array::from_fn(|axis| pick(a[axis], b[axis])));
+        let bound = mesh.positions.iter().copied().reduce(|a, b| std::array::from_fn(|axis| pick(a[axis], b[axis])));
         bound.unwrap_or_default().map(f64::from)
     };
     let accessor = |view: u32, count: usize, kind: &str| json!({ "bufferView": view, "componentType": FLOAT, "count": count, "type": kind });

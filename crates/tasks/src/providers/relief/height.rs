@@ -27,61 +27,33 @@ pub(super) fn heights(picture: &Picture, params: &Params) -> Heights {
             None => values.iter_mut().for_each(|value| *value = 1.0 - *value),
             Some(cover) => {
                 let cover = filter(cover, picture.width, &across, &down);
-                values
-                    .iter_mut()
-                    .zip(cover)
-                    .for_each(|(value, cover)| *value = cover - *value);
+                values.iter_mut().zip(cover).for_each(|(value, cover)| *value = cover - *value);
             }
         }
     }
     if params.smoothing > 0.0 {
         let deviation = (params.smoothing / 2.0) as f32;
-        values = filter(
-            &values,
-            columns,
-            &blurring(columns, deviation),
-            &blurring(rows, deviation),
-        );
+        values = filter(&values, columns, &blurring(columns, deviation), &blurring(rows, deviation));
     }
     // Rounding in the sums above can leave the range by a few millionths.
-    values
-        .iter_mut()
-        .for_each(|value| *value = value.clamp(0.0, 1.0));
+    values.iter_mut().for_each(|value| *value = value.clamp(0.0, 1.0));
 
     let long_m = params.size_mm / 1000.0;
-    let (width_m, height_m) = if picture.aspect >= 1.0 {
-        (long_m, long_m / picture.aspect)
-    } else {
-        (long_m * picture.aspect, long_m)
-    };
-    Heights {
-        columns,
-        rows,
-        width_m,
-        height_m,
-        values,
-    }
+    let (width_m, height_m) =
+        if picture.aspect >= 1.0 { (long_m, long_m / picture.aspect) } else { (long_m * picture.aspect, long_m) };
+    Heights { columns, rows, width_m, height_m, values }
 }
 
 impl Heights {
     /// The heights blurred by a Gaussian of this deviation, in distances between vertices.
     pub(super) fn blurred(&self, deviation: f32) -> Vec<f32> {
-        filter(
-            &self.values,
-            self.columns,
-            &blurring(self.columns, deviation),
-            &blurring(self.rows, deviation),
-        )
+        filter(&self.values, self.columns, &blurring(self.columns, deviation), &blurring(self.rows, deviation))
     }
 }
 
 fn grid(aspect: f64, samples: usize) -> (usize, usize) {
     let short = |ratio: f64| ((((samples - 1) as f64) * ratio).round() as usize + 1).max(2);
-    if aspect >= 1.0 {
-        (samples, short(aspect.recip()))
-    } else {
-        (short(aspect), samples)
-    }
+    if aspect >= 1.0 { (samples, short(aspect.recip())) } else { (short(aspect), samples) }
 }
 
 /// What one value of a filtered line is made of: weights, summing to 1, of neighbours from `first` on.
@@ -97,25 +69,13 @@ impl Taps {
         let last = length - 1;
         let first = ((centre - reach).ceil().max(0.0) as usize).min(last);
         let end = ((centre + reach).floor().max(0.0) as usize).clamp(first, last);
-        let weights: Vec<f64> = (first..=end)
-            .map(|place| weight(place as f64 - centre))
-            .collect();
+        let weights: Vec<f64> = (first..=end).map(|place| weight(place as f64 - centre)).collect();
         let sum: f64 = weights.iter().sum();
-        Self {
-            first,
-            weights: weights
-                .into_iter()
-                .map(|weight| (weight / sum) as f32)
-                .collect(),
-        }
+        Self { first, weights: weights.into_iter().map(|weight| (weight / sum) as f32).collect() }
     }
 
     fn of(&self, line: impl Fn(usize) -> f32) -> f32 {
-        self.weights
-            .iter()
-            .enumerate()
-            .map(|(i, weight)| weight * line(self.first + i))
-            .sum()
+        self.weights.iter().enumerate().map(|(i, weight)| weight * line(self.first + i)).sum()
     }
 }
 
@@ -127,9 +87,7 @@ fn resampling(pixels: usize, vertices: usize) -> Vec<Taps> {
     (0..vertices)
         .map(|vertex| {
             let centre = (vertex as f64 * pixels_a_cell - 0.5).clamp(0.0, (pixels - 1) as f64);
-            Taps::around(centre, reach, pixels, |distance| {
-                (1.0 - distance.abs() / reach).max(0.0)
-            })
+            Taps::around(centre, reach, pixels, |distance| (1.0 - distance.abs() / reach).max(0.0))
         })
         .collect()
 }
@@ -158,9 +116,7 @@ fn filter(plane: &[f32], width: usize, across: &[Taps], down: &[Taps]) -> Vec<f3
         // Whole rows at a time, which memory likes better than column after column.
         for (i, &weight) in taps.weights.iter().enumerate() {
             let line = &lines[(taps.first + i) * columns..][..columns];
-            row.iter_mut()
-                .zip(line)
-                .for_each(|(sum, value)| *sum += weight * value);
+            row.iter_mut().zip(line).for_each(|(sum, value)| *sum += weight * value);
         }
     }
     filtered

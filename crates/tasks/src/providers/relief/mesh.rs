@@ -39,10 +39,7 @@ pub(super) fn build(heights: &Heights, params: &Params) -> Mesh {
     let base_z = (-params.base_mm / 1000.0) as f32;
     relief(&mut mesh, heights, depth_m);
     walls_and_base(&mut mesh, heights, &rim, base_z);
-    debug_assert_eq!(
-        (mesh.positions.len(), mesh.triangles.len()),
-        (vertices, triangles)
-    );
+    debug_assert_eq!((mesh.positions.len(), mesh.triangles.len()), (vertices, triangles));
     mesh
 }
 
@@ -64,10 +61,8 @@ fn relief(mesh: &mut Mesh, heights: &Heights, depth_m: f64) {
             // Slopes from the neighbours on both sides, from one side at the edges.
             let (left, right) = (x.saturating_sub(1), (x + 1).min(columns - 1));
             let (above, below) = (y.saturating_sub(1), (y + 1).min(rows - 1));
-            let rise_x = f64::from(height(right, y) - height(left, y)) * depth_m
-                / ((right - left) as f64 * cell_x);
-            let rise_y = f64::from(height(x, above) - height(x, below)) * depth_m
-                / ((below - above) as f64 * cell_y);
+            let rise_x = f64::from(height(right, y) - height(left, y)) * depth_m / ((right - left) as f64 * cell_x);
+            let rise_y = f64::from(height(x, above) - height(x, below)) * depth_m / ((below - above) as f64 * cell_y);
             mesh.normals.push(unit([-rise_x, -rise_y, 1.0]));
         }
     }
@@ -77,13 +72,8 @@ fn relief(mesh: &mut Mesh, heights: &Heights, depth_m: f64) {
             let (b, c) = (a + 1, a + columns as u32);
             let d = c + 1;
             // Cut along the flatter diagonal, so that ridges and valleys are not sawn into teeth.
-            let is_flatter = (height(x + 1, y) - height(x, y + 1)).abs()
-                <= (height(x, y) - height(x + 1, y + 1)).abs();
-            mesh.triangles.extend(if is_flatter {
-                [[a, c, b], [b, c, d]]
-            } else {
-                [[a, c, d], [a, d, b]]
-            });
+            let is_flatter = (height(x + 1, y) - height(x, y + 1)).abs() <= (height(x, y) - height(x + 1, y + 1)).abs();
+            mesh.triangles.extend(if is_flatter { [[a, c, b], [b, c, d]] } else { [[a, c, d], [a, d, b]] });
         }
     }
 }
@@ -102,11 +92,7 @@ fn walls_and_base(mesh: &mut Mesh, heights: &Heights, rim: &[u32], base_z: f32) 
             place if place == end => last,
             _ => 0.0,
         };
-        mesh.normals.push(unit([
-            outward(column, -1.0, 1.0, right),
-            outward(row, 1.0, -1.0, bottom),
-            -1.0,
-        ]));
+        mesh.normals.push(unit([outward(column, -1.0, 1.0, right), outward(row, 1.0, -1.0, bottom), -1.0]));
     }
     mesh.positions.push([0.0, 0.0, base_z]);
     mesh.uvs.push([0.5, 0.5]);
@@ -129,12 +115,7 @@ fn rim(columns: usize, rows: usize) -> Vec<u32> {
     let bottom_side = (0..right).map(|x| (x, bottom));
     let right_side = (1..=bottom).rev().map(|y| (right, y));
     let top_side = (1..=right).rev().map(|x| (x, 0));
-    left_side
-        .chain(bottom_side)
-        .chain(right_side)
-        .chain(top_side)
-        .map(|(x, y)| (y * columns + x) as u32)
-        .collect()
+    left_side.chain(bottom_side).chain(right_side).chain(top_side).map(|(x, y)| (y * columns + x) as u32).collect()
 }
 
 fn unit(vector: [f64; 3]) -> [f32; 3] {

@@ -46,14 +46,7 @@ pub struct Params {
 
 impl Default for Params {
     fn default() -> Self {
-        Self {
-            size_mm: 100.0,
-            depth_mm: 8.0,
-            base_mm: 2.0,
-            samples: 256,
-            smoothing: 1.0,
-            invert: false,
-        }
+        Self { size_mm: 100.0, depth_mm: 8.0, base_mm: 2.0, samples: 256, smoothing: 1.0, invert: false }
     }
 }
 
@@ -70,9 +63,7 @@ impl Params {
         for (name, value, min, max) in ranges {
             // Written so that NaN is out of range too.
             if !(min..=max).contains(&value) {
-                return Err(Fault::Parameter(format!(
-                    "{name} is {value}, but must be from {min} to {max}"
-                )));
+                return Err(Fault::Parameter(format!("{name} is {value}, but must be from {min} to {max}")));
             }
         }
         Ok(())
@@ -148,17 +139,11 @@ impl Fault {
 ///
 /// # Errors
 /// [`Fault::Io`] when the file cannot be read; every other [`Fault`] when the input is at fault.
-pub fn make(
-    path: &Path,
-    params: &Params,
-    progress: &mut dyn FnMut(u8, &'static str),
-) -> Result<Model, Fault> {
+pub fn make(path: &Path, params: &Params, progress: &mut dyn FnMut(u8, &'static str)) -> Result<Model, Fault> {
     params.check()?;
     progress(1, "decode");
     // Decoding takes most of the time of a large picture, so it has the longest stretch of the scale.
-    let picture = decode::decode(path, &mut |done| {
-        progress(1 + (done * 44.0) as u8, "decode")
-    })?;
+    let picture = decode::decode(path, &mut |done| progress(1 + (done * 44.0) as u8, "decode"))?;
 
     progress(50, "height");
     let heights = height::heights(&picture, params);
@@ -173,10 +158,5 @@ pub fn make(
     progress(92, "pack");
     let glb = glb::pack(&mesh, &texture);
     progress(100, "pack");
-    Ok(Model {
-        glb,
-        preview_png,
-        triangles: mesh.triangles.len() as u64,
-        vertices: mesh.positions.len() as u64,
-    })
+    Ok(Model { glb, preview_png, triangles: mesh.triangles.len() as u64, vertices: mesh.positions.len() as u64 })
 }

@@ -83,21 +83,9 @@ impl Shrink {
                 3 => {
                     let (pixels, _) = pixels.as_chunks::<3>();
                     let sum = pixels.iter().fold([0u32; 3], |sum, pixel| {
-                        [
-                            sum[0] + u32::from(pixel[0]),
-                            sum[1] + u32::from(pixel[1]),
-                            sum[2] + u32::from(pixel[2]),
-                        ]
+                        [sum[0] + u32::from(pixel[0]), sum[1] + u32::from(pixel[1]), sum[2] + u32::from(pixel[2])]
                     });
-                    add(
-                        sums,
-                        [
-                            sum[0] * 257,
-                            sum[1] * 257,
-                            sum[2] * 257,
-                            65_535 * pixels.len() as u32,
-                        ],
-                    );
+                    add(sums, [sum[0] * 257, sum[1] * 257, sum[2] * 257, 65_535 * pixels.len() as u32]);
                 }
                 2 => pixels
                     .as_chunks::<2>()
@@ -108,9 +96,7 @@ impl Shrink {
                     .as_chunks::<4>()
                     .0
                     .iter()
-                    .for_each(|&[r, g, b, alpha]| {
-                        add(sums, covered([wide(r), wide(g), wide(b)], wide(alpha)))
-                    }),
+                    .for_each(|&[r, g, b, alpha]| add(sums, covered([wide(r), wide(g), wide(b)], wide(alpha)))),
             }
         }
         self.row_taken();
@@ -121,8 +107,7 @@ impl Shrink {
         debug_assert_eq!(row.len(), self.source_width * channels * 2);
         for (pixels, sums) in row.chunks(self.block * channels * 2).zip(&mut self.sums) {
             for pixel in pixels.chunks_exact(channels * 2) {
-                let sample =
-                    |i: usize| u32::from(u16::from_be_bytes([pixel[2 * i], pixel[2 * i + 1]]));
+                let sample = |i: usize| u32::from(u16::from_be_bytes([pixel[2 * i], pixel[2 * i + 1]]));
                 let (colour, alpha) = match channels {
                     1 => ([sample(0); 3], 65_535),
                     2 => ([sample(0); 3], sample(1)),
@@ -163,13 +148,9 @@ impl Shrink {
             let [r, g, b, alpha] = sums.map(|sum| sum as f32 / whole as f32);
             self.is_opaque &= sums[3] == whole;
             self.cover.push(alpha);
-            self.picture
-                .light
-                .push(0.2126 * r + 0.7152 * g + 0.0722 * b);
+            self.picture.light.push(0.2126 * r + 0.7152 * g + 0.0722 * b);
             for (colour, plate) in [r, g, b].into_iter().zip(PLATE) {
-                self.picture
-                    .rgb
-                    .push(((colour + plate * (1.0 - alpha)) * 255.0 + 0.5) as u8);
+                self.picture.rgb.push(((colour + plate * (1.0 - alpha)) * 255.0 + 0.5) as u8);
             }
             *sums = [0; 4];
         }
@@ -193,20 +174,12 @@ impl Picture {
         if orientation == Orientation::NoTransforms {
             return self;
         }
-        let turn = Turn {
-            width: self.width,
-            height: self.height,
-            orientation,
-        };
+        let turn = Turn { width: self.width, height: self.height, orientation };
         let (width, height) = turn.size();
         Self {
             width,
             height,
-            aspect: if turn.lays_on_side() {
-                self.aspect.recip()
-            } else {
-                self.aspect
-            },
+            aspect: if turn.lays_on_side() { self.aspect.recip() } else { self.aspect },
             rgb: turn.plane::<u8, 3>(&self.rgb),
             light: turn.plane::<f32, 1>(&self.light),
             cover: self.cover.map(|cover| turn.plane::<f32, 1>(&cover)),
@@ -228,11 +201,7 @@ impl Turn {
     }
 
     fn size(&self) -> (usize, usize) {
-        if self.lays_on_side() {
-            (self.height, self.width)
-        } else {
-            (self.width, self.height)
-        }
+        if self.lays_on_side() { (self.height, self.width) } else { (self.width, self.height) }
     }
 
     /// The turned copy of one plane with `N` values a pixel.

@@ -17,12 +17,7 @@ const QUALITY: u8 = 90;
 pub(super) fn encode(picture: &Picture) -> Result<Vec<u8>, Fault> {
     let mut jpeg = Vec::new();
     JpegEncoder::new_with_quality(&mut jpeg, QUALITY)
-        .encode(
-            &picture.rgb,
-            picture.width as u32,
-            picture.height as u32,
-            ExtendedColorType::Rgb8,
-        )
+        .encode(&picture.rgb, picture.width as u32, picture.height as u32, ExtendedColorType::Rgb8)
         .map_err(|error| Fault::Io(std::io::Error::other(error)))?;
     Ok(jpeg)
 }

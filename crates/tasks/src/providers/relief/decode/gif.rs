@@ -57,9 +57,7 @@ pub(super) fn decode(source: Source, report: &mut dyn FnMut(f32)) -> Result<Pict
 fn fault(error: DecodingError) -> Fault {
     match error {
         DecodingError::Io(error) => read_fault(error),
-        DecodingError::UnexpectedEof => {
-            Fault::Truncated("the GIF file ends before its first frame does".to_owned())
-        }
+        DecodingError::UnexpectedEof => Fault::Truncated("the GIF file ends before its first frame does".to_owned()),
         other => Fault::Truncated(format!("the GIF decoder says: {other}")),
     }
 }

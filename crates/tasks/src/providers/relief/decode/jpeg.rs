@@ -28,11 +28,7 @@ pub(super) fn decode(mut source: Source, report: &mut dyn FnMut(f32)) -> Result<
     let extent = Extent::new(markers.width, markers.height);
     extent.check()?;
     let bytes = extent.pixels() * channels;
-    let coefficient_bytes = if markers.has_many_scans {
-        markers.coefficient_bytes()
-    } else {
-        0
-    };
+    let coefficient_bytes = if markers.has_many_scans { markers.coefficient_bytes() } else { 0 };
     extent.check_whole(bytes, bytes + coefficient_bytes)?;
     report(0.05);
 
@@ -42,9 +38,7 @@ pub(super) fn decode(mut source: Source, report: &mut dyn FnMut(f32)) -> Result<
         .set_max_height(usize::from(u16::MAX))
         .set_strict_mode(true)
         .jpeg_set_out_colorspace(space);
-    JpegDecoder::new_with_options(source, options)
-        .decode_into(&mut pixels)
-        .map_err(|error| fault(&error))?;
+    JpegDecoder::new_with_options(source, options).decode_into(&mut pixels).map_err(|error| fault(&error))?;
     report(0.75);
     if is_plain_ink {
         mix_inks(&mut pixels);
@@ -54,14 +48,7 @@ pub(super) fn decode(mut source: Source, report: &mut dyn FnMut(f32)) -> Result<
 
     let mut shrink = Shrink::new(markers.width.into(), markers.height.into());
     let channels = if is_plain_ink { 3 } else { channels as usize };
-    pour(
-        &mut shrink,
-        &pixels,
-        markers.width.into(),
-        channels,
-        0.75,
-        report,
-    );
+    pour(&mut shrink, &pixels, markers.width.into(), channels, 0.75, report);
     Ok(shrink.finish(orientation(markers.exif.as_deref())))
 }
 
@@ -79,19 +66,11 @@ fn mix_inks(pixels: &mut [u8]) {
 fn fault(error: &DecodeErrors) -> Fault {
     match error {
         DecodeErrors::Unsupported(scheme) => Fault::Unsupported(format!("a JPEG with {scheme:?}")),
-        other => Fault::Truncated(format!(
-            "the JPEG decoder says: {}",
-            sentence(&format!("{other:?}"))
-        )),
+        other => Fault::Truncated(format!("the JPEG decoder says: {}", sentence(&format!("{other:?}")))),
     }
 }
 
 /// The decoder's own words, which come quoted and may run over lines, as one line.
 fn sentence(words: &str) -> String {
-    words
-        .replace("\\n", " ")
-        .split_whitespace()
-        .collect::<Vec<_>>()
-        .join(" ")
-        .replace('"', "")
+    words.replace("\\n", " ").split_whitespace().collect::<Vec<_>>().join(" ").replace('"', "")
 }

@@ -25,17 +25,10 @@ pub(super) struct Markers {
 impl Markers {
     /// Bytes of the coefficients of the whole picture, two each.
     pub(super) fn coefficient_bytes(&self) -> u64 {
-        let (h_max, v_max) = self
-            .sampling
-            .iter()
-            .fold((1, 1), |(h, v), &(x, y)| (h.max(x), v.max(y)));
+        let (h_max, v_max) = self.sampling.iter().fold((1, 1), |(h, v), &(x, y)| (h.max(x), v.max(y)));
         let units = u64::from(self.width).div_ceil(u64::from(h_max) * 8)
             * u64::from(self.height).div_ceil(u64::from(v_max) * 8);
-        let blocks: u64 = self
-            .sampling
-            .iter()
-            .map(|&(h, v)| u64::from(h) * u64::from(v))
-            .sum();
+        let blocks: u64 = self.sampling.iter().map(|&(h, v)| u64::from(h) * u64::from(v)).sum();
         units * blocks * 64 * 2
     }
 
@@ -53,9 +46,7 @@ impl Markers {
                 // Start of image, restarts and the obsolete TEM stand alone.
                 0xd8 | 0xd0..=0xd7 | 0x01 => {}
                 0xd9 => break,
-                0xc0..=0xcf if !matches!(marker, 0xc4 | 0xc8 | 0xcc) => {
-                    markers.frame(marker, &segment(source)?)?
-                }
+                0xc0..=0xcf if !matches!(marker, 0xc4 | 0xc8 | 0xcc) => markers.frame(marker, &segment(source)?)?,
                 0xe1 => {
                     let segment = segment(source)?;
                     if let Some(tiff) = segment.strip_prefix(b"Exif\0\0")
@@ -68,17 +59,14 @@ impl Markers {
                 0xda => {
                     let components = segment(source)?.first().copied().unwrap_or_default();
                     scans += 1;
-                    markers.has_many_scans |=
-                        scans > 1 || usize::from(components) < markers.sampling.len();
+                    markers.has_many_scans |= scans > 1 || usize::from(components) < markers.sampling.len();
                 }
                 _ => drop(segment(source)?),
             }
             marker = next_marker(source)?;
         }
         if markers.sampling.is_empty() || scans == 0 {
-            return Err(Fault::Truncated(
-                "the JPEG has an end mark but no pixels".to_owned(),
-            ));
+            return Err(Fault::Truncated("the JPEG has an end mark but no pixels".to_owned()));
         }
         Ok(markers)
     }
@@ -91,26 +79,18 @@ impl Markers {
                 return Err(Fault::Unsupported("a lossless JPEG".to_owned()));
             }
             0xc9 | 0xca | 0xcd | 0xce => {
-                return Err(Fault::Unsupported(
-                    "a JPEG with arithmetic coding".to_owned(),
-                ));
+                return Err(Fault::Unsupported("a JPEG with arithmetic coding".to_owned()));
             }
             _ => return Err(Fault::Unsupported("a hierarchical JPEG".to_owned())),
         }
         let &[precision, h1, h0, w1, w0, components, ref rest @ ..] = segment else {
-            return Err(Fault::Truncated(
-                "the JPEG's frame header is too short".to_owned(),
-            ));
+            return Err(Fault::Truncated("the JPEG's frame header is too short".to_owned()));
         };
         if precision != 8 {
-            return Err(Fault::Unsupported(format!(
-                "a JPEG with {precision} bits a sample"
-            )));
+            return Err(Fault::Unsupported(format!("a JPEG with {precision} bits a sample")));
         }
         if !matches!(components, 1 | 3 | 4) {
-            return Err(Fault::Unsupported(format!(
-                "a JPEG with {components} components"
-            )));
+            return Err(Fault::Unsupported(format!("a JPEG with {components} components")));
         }
         self.width = u16::from_be_bytes([w1, w0]);
         self.height = u16::from_be_bytes([h1, h0]);
@@ -121,14 +101,9 @@ impl Markers {
             .take(usize::from(components))
             .map(|&[_, factors, _]| (factors >> 4, factors & 15))
             .collect();
-        let is_sound = self
-            .sampling
-            .iter()
-            .all(|&(h, v)| (1..=4).contains(&h) && (1..=4).contains(&v));
+        let is_sound = self.sampling.iter().all(|&(h, v)| (1..=4).contains(&h) && (1..=4).contains(&v));
         if self.sampling.len() != usize::from(components) || !is_sound {
-            return Err(Fault::Truncated(
-                "the JPEG's frame header contradicts itself".to_owned(),
-            ));
+            return Err(Fault::Truncated("the JPEG's frame header contradicts itself".to_owned()));
         }
         self.has_many_scans |= marker == 0xc2;
         Ok(())
@@ -161,11 +136,7 @@ fn next_marker(source: &mut impl BufRead) -> Result<u8, Fault> {
 /// The next bytes of the file, at least one.
 fn fill(source: &mut impl BufRead) -> Result<&[u8], Fault> {
     let buffer = source.fill_buf().map_err(read_fault)?;
-    if buffer.is_empty() {
-        Err(end())
-    } else {
-        Ok(buffer)
-    }
+    if buffer.is_empty() { Err(end()) } else { Ok(buffer) }
 }
 
 /// The payload of the segment that begins here, without its two bytes of length.
@@ -173,9 +144,7 @@ fn segment(source: &mut impl BufRead) -> Result<Vec<u8>, Fault> {
     let mut length = [0; 2];
     read(source, &mut length)?;
     let Some(bytes) = u16::from_be_bytes(length).checked_sub(2) else {
-        return Err(Fault::Truncated(
-            "a segment of the JPEG has an impossible length".to_owned(),
-        ));
+        return Err(Fault::Truncated("a segment of the JPEG has an impossible length".to_owned()));
     };
     let mut segment = vec![0; usize::from(bytes)];
     read(source, &mut segment)?;

@@ -45,21 +45,7 @@ pub(super) fn decode(path: &Path, report: &mut dyn FnMut(f32)) -> Result<Picture
         [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => png::decode(source, report),
         [0xff, 0xd8, 0xff, ..] => jpeg::decode(source, report),
         [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => gif::decode(source, report),
-        [
-            b'R',
-            b'I',
-            b'F',
-            b'F',
-            _,
-            _,
-            _,
-            _,
-            b'W',
-            b'E',
-            b'B',
-            b'P',
-            ..,
-        ] => webp::decode(source, file_bytes, report),
+        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => webp::decode(source, file_bytes, report),
         other => Err(refusal(other)),
     }
 }
@@ -80,14 +66,9 @@ fn refusal(start: &[u8]) -> Fault {
             return Fault::NotAPicture(format!("it is a zip archive; {TAKEN} taken"));
         }
         _ => {
-            let is_text = start
-                .iter()
-                .all(|&byte| byte >= 0x20 && byte != 0x7f || matches!(byte, b'\t' | b'\n' | b'\r'));
-            let looks = if is_text {
-                "it looks like text"
-            } else {
-                "its first bytes belong to no known format"
-            };
+            let is_text =
+                start.iter().all(|&byte| byte >= 0x20 && byte != 0x7f || matches!(byte, b'\t' | b'\n' | b'\r'));
+            let looks = if is_text { "it looks like text" } else { "its first bytes belong to no known format" };
             return Fault::NotAPicture(format!("{looks}; {TAKEN} taken"));
         }
     };
@@ -102,10 +83,7 @@ struct Extent {
 
 impl Extent {
     fn new(width: impl Into<u64>, height: impl Into<u64>) -> Self {
-        Self {
-            width: width.into(),
-            height: height.into(),
-        }
+        Self { width: width.into(), height: height.into() }
     }
 
     fn pixels(&self) -> u64 {
@@ -118,16 +96,11 @@ impl Extent {
     /// [`Fault::TooLarge`], or [`Fault::Truncated`] when a side is 0.
     fn check(&self) -> Result<(), Fault> {
         if self.pixels() == 0 {
-            return Err(Fault::Truncated(format!(
-                "its header says {} x {} pixels",
-                self.width, self.height
-            )));
+            return Err(Fault::Truncated(format!("its header says {} x {} pixels", self.width, self.height)));
         }
         if self.pixels() > PIXELS_MAX {
             let megapixels = self.pixels() as f64 / 1e6;
-            return Err(
-                self.too_large(format!("{megapixels:.1} megapixels; at most 100 are taken"))
-            );
+            return Err(self.too_large(format!("{megapixels:.1} megapixels; at most 100 are taken")));
         }
         if self.width.max(self.height) > ROW_PIXELS_MAX {
             return Err(self.too_large(format!("and no side may be longer than {ROW_PIXELS_MAX}")));
@@ -140,10 +113,9 @@ impl Extent {
     /// # Errors
     /// [`Fault::TooLarge`] when the decoded picture or all that decoding holds at once is too much.
     fn check_whole(&self, decoded_bytes: u64, working_bytes: u64) -> Result<(), Fault> {
-        for (bytes, bytes_max, what) in [
-            (decoded_bytes, WHOLE_BYTES_MAX, "once decoded"),
-            (working_bytes, WORKING_BYTES_MAX, "while decoding"),
-        ] {
+        for (bytes, bytes_max, what) in
+            [(decoded_bytes, WHOLE_BYTES_MAX, "once decoded"), (working_bytes, WORKING_BYTES_MAX, "while decoding")]
+        {
             if bytes > bytes_max {
                 let mib = bytes.div_ceil(1 << 20);
                 let mib_max = bytes_max >> 20;
@@ -156,24 +128,16 @@ impl Extent {
     }
 
     fn too_large(&self, reason: String) -> Fault {
-        Fault::TooLarge {
-            width: self.width,
-            height: self.height,
-            reason,
-        }
+        Fault::TooLarge { width: self.width, height: self.height, reason }
     }
 }
 
 /// The fault of an error that arose while reading: an early end is the picture's, anything else is the disk's.
 fn read_fault(error: std::io::Error) -> Fault {
     match error.kind() {
-        ErrorKind::UnexpectedEof => {
-            Fault::Truncated("the file ends before the picture does".to_owned())
-        }
+        ErrorKind::UnexpectedEof => Fault::Truncated("the file ends before the picture does".to_owned()),
         // The decoders pass their own complaints on in this dress.
-        ErrorKind::InvalidData | ErrorKind::InvalidInput | ErrorKind::Other => {
-            Fault::Truncated(error.to_string())
-        }
+        ErrorKind::InvalidData | ErrorKind::InvalidInput | ErrorKind::Other => Fault::Truncated(error.to_string()),
         _ => Fault::Io(error),
     }
 }

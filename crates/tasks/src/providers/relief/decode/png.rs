@@ -10,12 +10,7 @@ use crate::providers::relief::picture::{Picture, Shrink};
 const METADATA_BYTES_MAX: usize = 16 << 20;
 
 pub(super) fn decode(source: Source, report: &mut dyn FnMut(f32)) -> Result<Picture, Fault> {
-    let mut decoder = Decoder::new_with_limits(
-        source,
-        Limits {
-            bytes: METADATA_BYTES_MAX,
-        },
-    );
+    let mut decoder = Decoder::new_with_limits(source, Limits { bytes: METADATA_BYTES_MAX });
     decoder.set_transformations(Transformations::EXPAND);
     decoder.set_ignore_text_chunk(true);
     decoder.set_ignore_iccp_chunk(true);
@@ -47,8 +42,7 @@ fn by_rows(
     let (color, depth) = reader.output_color_type();
     for y in 0..height {
         let row = reader.next_row().map_err(fault)?;
-        let row = row
-            .ok_or_else(|| Fault::Truncated(format!("{y} of {height} rows of pixels are there")))?;
+        let row = row.ok_or_else(|| Fault::Truncated(format!("{y} of {height} rows of pixels are there")))?;
         take(shrink, row.data(), color.samples(), depth);
         if y % 256 == 255 {
             report(shrink.done());
@@ -64,9 +58,7 @@ fn whole(
     report: &mut dyn FnMut(f32),
 ) -> Result<(), Fault> {
     let (color, depth) = reader.output_color_type();
-    let bytes = reader
-        .output_buffer_size()
-        .map_or(u64::MAX, |bytes| bytes as u64);
+    let bytes = reader.output_buffer_size().map_or(u64::MAX, |bytes| bytes as u64);
     extent.check_whole(bytes, bytes)?;
     let mut pixels = vec![0; bytes as usize];
     reader.next_frame(&mut pixels).map_err(fault)?;
@@ -88,9 +80,7 @@ fn take(shrink: &mut Shrink, row: &[u8], channels: usize, depth: BitDepth) {
 fn fault(error: DecodingError) -> Fault {
     match error {
         DecodingError::IoError(error) => read_fault(error),
-        DecodingError::LimitsExceeded => {
-            Fault::Unsupported("a PNG whose metadata alone is over 16 MiB".to_owned())
-        }
+        DecodingError::LimitsExceeded => Fault::Unsupported("a PNG whose metadata alone is over 16 MiB".to_owned()),
         other => Fault::Truncated(format!("the PNG decoder says: {other}")),
     }
 }

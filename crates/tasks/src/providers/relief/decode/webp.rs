@@ -9,20 +9,14 @@ use crate::providers::relief::picture::{Picture, Shrink};
 /// Bound on one allocation for metadata, in bytes.
 const METADATA_BYTES_MAX: usize = 16 << 20;
 
-pub(super) fn decode(
-    mut source: Source,
-    file_bytes: u64,
-    report: &mut dyn FnMut(f32),
-) -> Result<Picture, Fault> {
+pub(super) fn decode(mut source: Source, file_bytes: u64, report: &mut dyn FnMut(f32)) -> Result<Picture, Fault> {
     let mut header = [0; 8];
     source.read_exact(&mut header).map_err(read_fault)?;
     source.rewind()?;
     let [_, _, _, _, riff @ ..] = header;
     let stated_bytes = u64::from(u32::from_le_bytes(riff)) + 8;
     if file_bytes < stated_bytes {
-        return Err(Fault::Truncated(format!(
-            "the WebP says {stated_bytes} bytes, but {file_bytes} are there"
-        )));
+        return Err(Fault::Truncated(format!("the WebP says {stated_bytes} bytes, but {file_bytes} are there")));
     }
 
     let mut decoder = WebPDecoder::new(source).map_err(fault)?;
@@ -33,11 +27,7 @@ pub(super) fn decode(
     extent.check()?;
     // What the decoder holds beside the pixels it hands out: an animation's canvas and frame; a lossy picture's planes
     // of brightness, colour and alpha; a lossless one's own RGBA copy when the result has no alpha.
-    let planes_bytes = match (
-        decoder.is_animated(),
-        decoder.is_lossy(),
-        decoder.has_alpha(),
-    ) {
+    let planes_bytes = match (decoder.is_animated(), decoder.is_lossy(), decoder.has_alpha()) {
         (true, ..) => extent.pixels() * 10,
         (_, true, _) => extent.pixels() * 5 / 2,
         (_, _, false) => extent.pixels() * 4,
@@ -53,14 +43,7 @@ pub(super) fn decode(
     decoder.read_image(&mut pixels).map_err(fault)?;
     report(0.75);
     let mut shrink = Shrink::new(width, height);
-    pour(
-        &mut shrink,
-        &pixels,
-        width as usize,
-        channels as usize,
-        0.75,
-        report,
-    );
+    pour(&mut shrink, &pixels, width as usize, channels as usize, 0.75, report);
     Ok(shrink.finish(orientation(exif.as_deref())))
 }
 

@@ -25,10 +25,7 @@ impl std::ops::Add for Shade {
     type Output = Self;
 
     fn add(self, other: Self) -> Self {
-        Self {
-            diffuse: self.diffuse + other.diffuse,
-            gloss: self.gloss + other.gloss,
-        }
+        Self { diffuse: self.diffuse + other.diffuse, gloss: self.gloss + other.gloss }
     }
 }
 
@@ -36,10 +33,7 @@ impl std::ops::Mul<f32> for Shade {
     type Output = Self;
 
     fn mul(self, factor: f32) -> Self {
-        Self {
-            diffuse: self.diffuse * factor,
-            gloss: self.gloss * factor,
-        }
+        Self { diffuse: self.diffuse * factor, gloss: self.gloss * factor }
     }
 }
 
@@ -51,15 +45,8 @@ pub(super) fn shades(mesh: &Mesh, heights: &Heights) -> Vec<Shade> {
     // Depth in distances between vertices, so that slopes can be told in grid steps.
     let cell_m = heights.width_m.max(heights.height_m) as f32 / (columns.max(rows) - 1) as f32;
     let highest = heights.values.iter().copied().fold(0.0, f32::max);
-    let top_m = mesh.positions[..columns * rows]
-        .iter()
-        .map(|position| position[2])
-        .fold(0.0, f32::max);
-    let depth = if highest > 0.0 {
-        top_m / highest / cell_m
-    } else {
-        0.0
-    };
+    let top_m = mesh.positions[..columns * rows].iter().map(|position| position[2]).fold(0.0, f32::max);
+    let depth = if highest > 0.0 { top_m / highest / cell_m } else { 0.0 };
 
     (0..columns * rows)
         .map(|i| {
@@ -68,10 +55,7 @@ pub(super) fn shades(mesh: &Mesh, heights: &Heights) -> Vec<Shade> {
             let open = 1.0 / (1.0 + 1.6 * hollow.max(0.0)) + 0.25 * (-hollow).clamp(0.0, 0.6);
             let sunlit = dot(normal, LAMP).max(0.0) / LAMP[2] * shadow(heights, i, depth);
             let gloss = dot(normal, GLOSS).max(0.0).powi(36) * 0.09 * open;
-            Shade {
-                diffuse: SKY * open + (1.0 - SKY) * sunlit.min(1.7),
-                gloss,
-            }
+            Shade { diffuse: SKY * open + (1.0 - SKY) * sunlit.min(1.7), gloss }
         })
         .collect()
 }
@@ -80,26 +64,16 @@ pub(super) fn shades(mesh: &Mesh, heights: &Heights) -> Vec<Shade> {
 pub(super) fn wall([a, b, c]: [[f32; 3]; 3]) -> Shade {
     let edge = |to: [f32; 3]| [to[0] - a[0], to[1] - a[1], to[2] - a[2]];
     let (u, v) = (edge(b), edge(c));
-    let normal = [
-        u[1] * v[2] - u[2] * v[1],
-        u[2] * v[0] - u[0] * v[2],
-        u[0] * v[1] - u[1] * v[0],
-    ];
+    let normal = [u[1] * v[2] - u[2] * v[1], u[2] * v[0] - u[0] * v[2], u[0] * v[1] - u[1] * v[0]];
     let length = dot(normal, normal).sqrt().max(f32::MIN_POSITIVE);
     let sunlit = (dot(normal, LAMP) / length).max(0.0);
-    Shade {
-        diffuse: 0.7 * SKY + 0.6 * sunlit,
-        gloss: 0.0,
-    }
+    Shade { diffuse: 0.7 * SKY + 0.6 * sunlit, gloss: 0.0 }
 }
 
 /// How much of the lamp a vertex sees, from 0.35 to 1: the relief is followed toward the lamp, and what stands above the
 /// ray dims it, the more the higher it stands.
 fn shadow(heights: &Heights, vertex: usize, depth: f32) -> f32 {
-    let (x, y) = (
-        (vertex % heights.columns) as f32,
-        (vertex / heights.columns) as f32,
-    );
+    let (x, y) = ((vertex % heights.columns) as f32, (vertex / heights.columns) as f32);
     let reach = LAMP[0].hypot(LAMP[1]);
     let (step_x, step_y, climb) = (LAMP[0] / reach, -LAMP[1] / reach, LAMP[2] / reach);
     let mut above = 0.0f32;
@@ -114,8 +88,7 @@ fn shadow(heights: &Heights, vertex: usize, depth: f32) -> f32 {
             break;
         }
         let (column, row) = ((at_x + 0.5) as usize, (at_y + 0.5) as usize);
-        let ground = heights.values
-            [row.min(heights.rows - 1) * heights.columns + column.min(heights.columns - 1)];
+        let ground = heights.values[row.min(heights.rows - 1) * heights.columns + column.min(heights.columns - 1)];
         // Far edges throw softer shadows.
         above = above.max((ground * depth - ray) / (1.0 + 0.12 * along));
     }

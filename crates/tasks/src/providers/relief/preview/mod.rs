@@ -33,11 +33,7 @@ const EYE: f32 = 2.6;
 /// [`Fault::Io`] should the encoder fail, which memory alone can make it do.
 pub(super) fn render(mesh: &Mesh, heights: &Heights, picture: &Picture) -> Result<Vec<u8>, Fault> {
     let view = View::onto(mesh);
-    let points: Vec<[f32; 3]> = mesh
-        .positions
-        .iter()
-        .map(|&position| view.project(position))
-        .collect();
+    let points: Vec<[f32; 3]> = mesh.positions.iter().map(|&position| view.project(position)).collect();
     let shades = light::shades(mesh, heights);
 
     let mut canvas = Canvas::new(CANVAS);
@@ -51,20 +47,13 @@ pub(super) fn render(mesh: &Mesh, heights: &Heights, picture: &Picture) -> Resul
             // Walls are flat here, unlike in the file, whose vertices have one normal each.
             [light::wall(triangle.map(|vertex| mesh.positions[vertex as usize])); 3]
         };
-        canvas.triangle(corners, uvs, corner_shades, |u, v, shade| {
-            lit(picture, u, v, shade)
-        });
+        canvas.triangle(corners, uvs, corner_shades, |u, v, shade| lit(picture, u, v, shade));
     }
     canvas.lay_on_background();
 
     let mut png = Vec::new();
     PngEncoder::new_with_quality(&mut png, CompressionType::Fast, FilterType::Adaptive)
-        .write_image(
-            &canvas.halved(),
-            SIDE as u32,
-            SIDE as u32,
-            ExtendedColorType::Rgb8,
-        )
+        .write_image(&canvas.halved(), SIDE as u32, SIDE as u32, ExtendedColorType::Rgb8)
         .map_err(|error| Fault::Io(std::io::Error::other(error)))?;
     Ok(png)
 }
@@ -81,34 +70,16 @@ impl View {
     /// A view that holds all of the mesh.
     fn onto(mesh: &Mesh) -> Self {
         let corner = |pick: fn(f32, f32) -> f32| {
-            let corner = mesh
-                .positions
-                .iter()
-                .copied()
-                .reduce(|a, b| std::array::from_fn(|axis| pick(a[axis], b[axis])));
+            let corner =
+                mesh.positions.iter().copied().reduce(|a, b| std::array::from_fn(|axis| pick(a[axis], b[axis])));
             corner.unwrap_or_default()
         };
         let (min, max) = (corner(f32::min), corner(f32::max));
-        let diagonal = (0..3)
-            .map(|axis| (max[axis] - min[axis]).powi(2))
-            .sum::<f32>()
-            .sqrt();
-        let mut view = Self {
-            eye: EYE * diagonal,
-            scale: 1.0,
-            shift: [0.0; 2],
-            centre_z: (min[2] + max[2]) / 2.0,
-        };
+        let diagonal = (0..3).map(|axis| (max[axis] - min[axis]).powi(2)).sum::<f32>().sqrt();
+        let mut view = Self { eye: EYE * diagonal, scale: 1.0, shift: [0.0; 2], centre_z: (min[2] + max[2]) / 2.0 };
 
-        let corners = (0..8).map(|i| {
-            view.project(std::array::from_fn(|axis| {
-                if i >> axis & 1 == 0 {
-                    min[axis]
-                } else {
-                    max[axis]
-                }
-            }))
-        });
+        let corners = (0..8)
+            .map(|i| view.project(std::array::from_fn(|axis| if i >> axis & 1 == 0 { min[axis] } else { max[axis] })));
         let mut low = [f32::MAX; 2];
         let mut high = [f32::MIN; 2];
         for point in corners {
@@ -131,11 +102,7 @@ impl View {
         let (pitch_sin, pitch_cos) = PITCH.sin_cos();
         let (y, z) = (y * pitch_cos - z * pitch_sin, z * pitch_cos + y * pitch_sin);
         let perspective = self.eye / (self.eye - z) * self.scale;
-        [
-            x * perspective + self.shift[0],
-            -y * perspective + self.shift[1],
-            z,
-        ]
+        [x * perspective + self.shift[0], -y * perspective + self.shift[1], z]
     }
 }
 
@@ -148,13 +115,10 @@ fn lit(picture: &Picture, u: f32, v: f32, shade: Shade) -> [f32; 3] {
     let (left, above) = (x as usize, y as usize);
     let (right, below) = ((left + 1).min(width - 1), (above + 1).min(height - 1));
     let (across, down) = (x - left as f32, y - above as f32);
-    let pixel =
-        |x: usize, y: usize, channel: usize| f32::from(picture.rgb[(y * width + x) * 3 + channel]);
+    let pixel = |x: usize, y: usize, channel: usize| f32::from(picture.rgb[(y * width + x) * 3 + channel]);
     std::array::from_fn(|channel| {
-        let upper =
-            pixel(left, above, channel) * (1.0 - across) + pixel(right, above, channel) * across;
-        let lower =
-            pixel(left, below, channel) * (1.0 - across) + pixel(right, below, channel) * across;
+        let upper = pixel(left, above, channel) * (1.0 - across) + pixel(right, above, channel) * across;
+        let lower = pixel(left, below, channel) * (1.0 - across) + pixel(right, below, channel) * across;
         let colour = (upper * (1.0 - down) + lower * down) / 255.0;
         // A little plain material under the picture, or black would show no shape at all.
         let colour = 0.86 * colour * colour + 0.07;

@@ -19,11 +19,7 @@ pub(super) struct Canvas {
 
 impl Canvas {
     pub(super) fn new(side: usize) -> Self {
-        Self {
-            side,
-            colours: vec![[0.0; 3]; side * side],
-            nearness: vec![f32::NEG_INFINITY; side * side],
-        }
+        Self { side, colours: vec![[0.0; 3]; side * side], nearness: vec![f32::NEG_INFINITY; side * side] }
     }
 
     /// Draws a triangle if it faces the eye: `corners` are canvas coordinates and nearness, `colour` is asked for each
@@ -49,14 +45,11 @@ impl Canvas {
             let high = (p.max(q).max(r) - 0.5).floor().clamp(-1.0, limit - 1.0);
             low..(high + 1.0) as usize
         };
-        let across = |p: [f32; 3], q: [f32; 3], x: f32, y: f32| {
-            (x - p[0]) * (q[1] - p[1]) - (q[0] - p[0]) * (y - p[1])
-        };
+        let across = |p: [f32; 3], q: [f32; 3], x: f32, y: f32| (x - p[0]) * (q[1] - p[1]) - (q[0] - p[0]) * (y - p[1]);
         for row in span(1) {
             for column in span(0) {
                 let (x, y) = (column as f32 + 0.5, row as f32 + 0.5);
-                let weights = [across(b, c, x, y), across(c, a, x, y), across(a, b, x, y)]
-                    .map(|part| part / area);
+                let weights = [across(b, c, x, y), across(c, a, x, y), across(a, b, x, y)].map(|part| part / area);
                 if weights.iter().any(|&weight| weight < 0.0) {
                     continue;
                 }
@@ -65,13 +58,8 @@ impl Canvas {
                 let pixel = row * self.side + column;
                 if nearness > self.nearness[pixel] {
                     self.nearness[pixel] = nearness;
-                    let uv =
-                        |axis: usize| wa * uvs[0][axis] + wb * uvs[1][axis] + wc * uvs[2][axis];
-                    self.colours[pixel] = colour(
-                        uv(0),
-                        uv(1),
-                        shades[0] * wa + shades[1] * wb + shades[2] * wc,
-                    );
+                    let uv = |axis: usize| wa * uvs[0][axis] + wb * uvs[1][axis] + wc * uvs[2][axis];
+                    self.colours[pixel] = colour(uv(0), uv(1), shades[0] * wa + shades[1] * wb + shades[2] * wc);
                 }
             }
         }
@@ -80,11 +68,8 @@ impl Canvas {
     /// Fills what nothing covers: a slope of grey, darkened where the model throws a soft shadow down and to the right.
     pub(super) fn lay_on_background(&mut self) {
         let side = self.side;
-        let mut shadow: Vec<f32> = self
-            .nearness
-            .iter()
-            .map(|nearness| if nearness.is_finite() { 1.0 } else { 0.0 })
-            .collect();
+        let mut shadow: Vec<f32> =
+            self.nearness.iter().map(|nearness| if nearness.is_finite() { 1.0 } else { 0.0 }).collect();
         // Three box blurs are near enough to a Gaussian.
         for _ in 0..3 {
             shadow = box_blurred(&shadow, side, side / 40);
@@ -114,12 +99,7 @@ impl Canvas {
         for row in 0..half {
             for column in 0..half {
                 let corner = 2 * row * self.side + 2 * column;
-                let four = [
-                    corner,
-                    corner + 1,
-                    corner + self.side,
-                    corner + self.side + 1,
-                ];
+                let four = [corner, corner + 1, corner + self.side, corner + self.side + 1];
                 for channel in 0..3 {
                     let sum: f32 = four.iter().map(|&pixel| self.colours[pixel][channel]).sum();
                     rgb.push((sum / 4.0 * 255.0 + 0.5) as u8);
