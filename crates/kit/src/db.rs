@@ -8,7 +8,7 @@
 use std::{str::FromStr as _, time::Duration};
 
 use sqlx::{
-    AssertSqlSafe, Connection as _, Executor as _, PgConnection, PgPool,
+    AssertSqlSafe, Connection as _, Executor as _, PgConnection, PgPool, Row as _,
     migrate::Migrator,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
@@ -70,6 +70,50 @@ pub async fn migrate(url: &str, schema: Schema, migrator: &Migrator) -> Result<(
     migrator.run(&mut connection).await.map_err(Fail::internal)?;
     connection.close().await?;
     Ok(())
+}
+
+/// A database server as it answers, for readiness and for `doctor`.
+#[derive(Debug)]
+pub struct Server {
+    /// As it says itself: `15.18 (Debian 15.18-0+deb12u1)`.
+    pub version: String,
+    pub major: u32,
+    /// Whether the URL's user may create the services' roles and schemas. Where they are there already, it need not.
+    pub may_create_roles: bool,
+    pub may_create_schemas: bool,
+}
+
+/// Asks the server who it is, over a connection of its own.
+///
+/// # Errors
+/// `database_unavailable`; a URL that does not parse is `config.database_url`.
+pub async fn inspect(url: &str) -> Result<Server, Fail> {
+    let mut connection = PgConnection::connect_with(&options(url, "inspect")?).await?;
+    let row = sqlx::query(
+        "select current_setting('server_version') as version,
+                current_setting('server_version_num')::int / 10000 as major,
+                (select rolsuper or rolcreaterole from pg_catalog.pg_roles where rolname = current_user) as may_create_roles,
+                has_database_privilege(current_database(), 'create') as may_create_schemas",
+    )
+    .fetch_one(&mut connection)
+    .await?;
+    connection.close().await?;
+    Ok(Server {
+        version: row.try_get("version")?,
+        major: row.try_get::<i32, _>("major")?.unsigned_abs(),
+        may_create_roles: row.try_get("may_create_roles")?,
+        may_create_schemas: row.try_get("may_create_schemas")?,
+    })
+}
+
+/// Tells how many connections a service's pool has, in use and idle, as `guildhall_db_pool_connections`.
+pub fn measure(schema: Schema, pool: &PgPool) {
+    let idle = pool.num_idle();
+    let used = usize::try_from(pool.size()).unwrap_or(usize::MAX).saturating_sub(idle);
+    for (state, count) in [("idle", idle), ("used", used)] {
+        let gauge = metrics::gauge!("guildhall_db_pool_connections", "role" => schema.name(), "state" => state);
+        gauge.set(u32::try_from(count).unwrap_or(u32::MAX));
+    }
 }
 
 async fn create_role_and_schema(connection: &mut PgConnection, schema: Schema, role: &str) -> Result<(), Fail> {
