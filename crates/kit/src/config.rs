@@ -117,8 +117,10 @@ impl Source {
         let mut from_files = Vec::new();
         for (variable, text) in variables {
             let Some(name) = variable.strip_prefix(PREFIX).map(str::to_ascii_lowercase) else { continue };
-            // The client's own, and those of the tests.
-            if name == "url" || name == "password" || name.starts_with("test_") || name.starts_with("gltf_") {
+            // The client's own, and those of `./dev` and the tests.
+            let is_ours = !["url", "password"].contains(&name.as_str())
+                && !["dev_", "test_", "gltf_"].iter().any(|prefix| name.starts_with(prefix));
+            if !is_ours {
                 continue;
             }
             match name.strip_suffix("_file") {
