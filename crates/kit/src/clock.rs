@@ -75,6 +75,17 @@ impl Clock {
     }
 }
 
+/// A time as protobuf carries it.
+pub fn to_timestamp(at: DateTime<Utc>) -> prost_types::Timestamp {
+    let nanos = i32::try_from(at.timestamp_subsec_nanos()).unwrap_or(i32::MAX);
+    prost_types::Timestamp { seconds: at.timestamp(), nanos }
+}
+
+/// The time that a protobuf message carries, in whole microseconds; none for one outside the calendar.
+pub fn from_timestamp(at: &prost_types::Timestamp) -> Option<DateTime<Utc>> {
+    DateTime::from_timestamp(at.seconds, u32::try_from(at.nanos).ok()?).map(|at| at.trunc_subsecs(6))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,5 +98,13 @@ mod tests {
         clock.clone().advance(Duration::from_millis(1500));
         assert_eq!(clock.now().timestamp_millis(), 1500);
         assert!(second < clock.new_id());
+    }
+
+    #[test]
+    fn a_time_crosses_protobuf_and_one_outside_the_calendar_is_none() {
+        let at = DateTime::from_timestamp_micros(1_700_000_000_123_456).expect("a time");
+        assert_eq!(from_timestamp(&to_timestamp(at)), Some(at));
+        assert_eq!(from_timestamp(&prost_types::Timestamp { seconds: i64::MAX, nanos: 0 }), None);
+        assert_eq!(from_timestamp(&prost_types::Timestamp { seconds: 0, nanos: -1 }), None);
     }
 }

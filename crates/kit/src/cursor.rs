@@ -1,7 +1,18 @@
 //! Cursors of lists: where the last page ended, signed, so that a caller can only hand back what it was given. A cursor
 //! is no secret and no permission: the list that takes it back narrows its rows to the caller as it did before.
+//!
+//! A list asks for one row more than it shows, to know whether a page follows:
+//!
+//! ```no_run
+//! # fn example(key: &kit::cursor::CursorKey, cursor: &str) -> Result<(), kit::Fail> {
+//! let rows_max = kit::cursor::page_rows(0);
+//! let after: Option<i64> = key.place("numbers", cursor)?;
+//! let mut rows: Vec<i64> = Vec::new(); // select ... where number > after order by number limit rows_max + 1
+//! let next_cursor = key.close_page("numbers", &mut rows, rows_max, i64::to_string);
+//! # Ok(()) }
+//! ```
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use hmac::{Hmac, KeyInit as _, Mac as _};
@@ -14,6 +25,14 @@ const TAG_BYTES: usize = 16;
 
 /// Longest cursor that is looked at, in characters.
 const CURSOR_MAX: usize = 1024;
+
+/// Rows on one page of a list: as many as were asked for, 50 when none were (0), and never more than 200.
+pub fn page_rows(asked: u32) -> i64 {
+    match asked {
+        0 => 50,
+        asked => i64::from(asked.min(200)),
+    }
+}
 
 /// Signs cursors. All processes of one service share a key, so that any of them continues a list that another began.
 #[derive(Clone)]
@@ -37,8 +56,38 @@ impl CursorKey {
     /// # Errors
     /// `invalid_cursor` (400) for anything else than a cursor of this list.
     pub fn decode(&self, purpose: &str, cursor: &str) -> Result<Vec<String>, Fail> {
-        self.verified(purpose, cursor)
-            .ok_or_else(|| Fail::malformed("invalid_cursor", "The cursor does not belong to this list."))
+        self.verified(purpose, cursor).ok_or_else(foreign)
+    }
+
+    /// The one sort key of the row that the last page ended with; none for an empty cursor, which is the first page's.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode).
+    pub fn place<T: FromStr>(&self, purpose: &str, cursor: &str) -> Result<Option<T>, Fail> {
+        if cursor.is_empty() {
+            return Ok(None);
+        }
+        match self.decode(purpose, cursor)?.as_slice() {
+            [part] => part.parse().map(Some).map_err(|_| foreign()),
+            _ => Err(foreign()),
+        }
+    }
+
+    /// Cuts `rows` to a page of `rows_max`, and makes the cursor that goes on after it, with its last row's sort key as
+    /// `place` tells it; empty when these are all the rows there are.
+    pub fn close_page<T>(
+        &self,
+        purpose: &str,
+        rows: &mut Vec<T>,
+        rows_max: i64,
+        place: impl Fn(&T) -> String,
+    ) -> String {
+        let rows_max = usize::try_from(rows_max).unwrap_or(0);
+        if rows.len() <= rows_max {
+            return String::new();
+        }
+        rows.truncate(rows_max);
+        rows.last().map(|row| self.encode(purpose, &[&place(row)])).unwrap_or_default()
     }
 
     fn verified(&self, purpose: &str, cursor: &str) -> Option<Vec<String>> {
@@ -65,6 +114,10 @@ impl fmt::Debug for CursorKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("CursorKey")
     }
+}
+
+fn foreign() -> Fail {
+    Fail::malformed("invalid_cursor", "The cursor does not belong to this list.")
 }
 
 #[cfg(test)]
@@ -99,5 +152,16 @@ mod tests {
             let fail = answer.expect_err("it is no cursor of this list");
             assert_eq!((fail.kind(), fail.code()), (Kind::Malformed, "invalid_cursor"));
         }
+    }
+
+    #[test]
+    fn a_page_that_is_followed_by_another_says_where_it_begins() {
+        let key = CursorKey::new(&[7; 32]);
+        let mut rows = vec![10, 20, 30];
+        let cursor = key.close_page("numbers", &mut rows, 2, i64::to_string);
+        assert_eq!(rows, [10, 20]);
+        assert_eq!(key.place::<i64>("numbers", &cursor).expect("its own cursor"), Some(20));
+        assert_eq!(key.close_page("numbers", &mut rows, 2, i64::to_string), "");
+        assert_eq!(key.place::<i64>("numbers", "").expect("the first page"), None);
     }
 }
