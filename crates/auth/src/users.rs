@@ -1,0 +1,224 @@
+//! Users: making one, and reading one's own.
+
+use chrono::{DateTime, Utc};
+use kit::{
+    Fail,
+    clock::to_timestamp,
+    fail::{Violation, on_constraint},
+    grpc::{Call, IdempotencyKey},
+    identity::Role,
+    outbox::Event,
+};
+use proto::{
+    auth::{GetSelfRequest, RegisterRequest, User, users_server::Users},
+    events::UserRegistered,
+};
+use sqlx::PgConnection;
+use tonic::{Request, Response, Status, metadata::MetadataValue};
+use uuid::Uuid;
+
+use crate::{Auth, SCHEMA, email::Email, passwords::Password, random::sha256_of_parts};
+
+/// Longest display name in characters.
+const DISPLAY_NAME_CHARS_MAX: usize = 100;
+
+#[tonic::async_trait]
+impl Users for Auth {
+    async fn register(&self, request: Request<RegisterRequest>) -> Result<Response<User>, Status> {
+        let call = Call::of(&request)?;
+        let registration = Registration::parse(request.get_ref())?;
+        let (user, is_replay) =
+            self.create_user(registration, call.idempotency.as_ref(), call.traceparent.clone()).await?;
+        let mut response = Response::new(user);
+        if is_replay {
+            response.metadata_mut().insert("idempotent-replayed", MetadataValue::from_static("true"));
+        }
+        Ok(response)
+    }
+
+    async fn get_self(&self, request: Request<GetSelfRequest>) -> Result<Response<User>, Status> {
+        let user = self.live(Call::of(&request)?.caller()?).await?;
+        let mut connection = self.0.pool.acquire().await.map_err(Fail::from)?;
+        Ok(Response::new(Account::get(&mut connection, user).await?.into_message()))
+    }
+}
+
+/// What makes a user, every part of it checked.
+#[derive(Debug)]
+struct Registration {
+    email: Email,
+    password: Password,
+    display_name: String,
+}
+
+impl Registration {
+    fn parse(request: &RegisterRequest) -> Result<Self, Fail> {
+        let mut violations = Vec::new();
+        let email =
+            Email::parse(&request.email).map_err(|message| violations.push(violation("/email", "email", message))).ok();
+        let display_name = parse_display_name(&request.display_name).map_err(|found| violations.push(found)).ok();
+        let password = Password::choose(&request.password, email.as_ref()).map_err(|found| violations.push(found)).ok();
+        match (email, password, display_name) {
+            (Some(email), Some(password), Some(display_name)) => Ok(Self { email, password, display_name }),
+            _ => Err(Fail::invalid("auth.invalid_registration", "A user cannot be made of this.")
+                .with_violations(violations)),
+        }
+    }
+}
+
+fn parse_display_name(text: &str) -> Result<String, Violation> {
+    let name = text.trim();
+    if name.is_empty() {
+        return Err(violation("/display_name", "required", "must not be empty"));
+    }
+    if name.chars().count() > DISPLAY_NAME_CHARS_MAX {
+        return Err(violation("/display_name", "max_length", "must be at most 100 characters"));
+    }
+    if name.chars().any(char::is_control) {
+        return Err(violation("/display_name", "characters", "must not contain control characters"));
+    }
+    Ok(name.to_owned())
+}
+
+fn violation(pointer: &str, code: &str, message: &str) -> Violation {
+    Violation { pointer: pointer.into(), code: code.into(), message: message.into() }
+}
+
+impl Auth {
+    /// Makes the user, once for an idempotency key. Whether this is a repeat's stored answer stands beside the user.
+    async fn create_user(
+        &self,
+        registration: Registration,
+        idempotency: Option<&IdempotencyKey>,
+        traceparent: Option<String>,
+    ) -> Result<(User, bool), Fail> {
+        let email = registration.email.as_str();
+        let idempotency = match idempotency {
+            Some(idempotency) => Some(self.veil(email, idempotency).await?),
+            None => None,
+        };
+        // Nobody is signed in, and keys belong to a caller: to the address, so that two people's keys do not meet.
+        let caller = uuid_of(&sha256_of_parts(&[b"register", email.as_bytes()]));
+        // Hashed before the transaction begins: a core's work must not hold a connection.
+        let password_hash = self.0.hasher.hash(&registration.password).await?;
+        let (auth, now) = (self.clone(), self.0.clock.now());
+        let transaction = self.0.pool.begin().await?;
+        kit::idempotency::once(transaction, SCHEMA, caller, idempotency.as_ref(), now, move |transaction| {
+            Box::pin(async move {
+                let Registration { email, display_name, .. } = registration;
+                let new = NewUser { email, display_name, password_hash, role: Role::Customer };
+                let account = auth.insert_user(transaction, new, traceparent.as_deref()).await?;
+                Ok(account.into_message())
+            })
+        })
+        .await
+    }
+
+    /// The digest of a registration covers its password, and a plain SHA-256 of one is guessed at a rate of billions.
+    /// What is stored is therefore as costly to guess as the password's own hash.
+    async fn veil(&self, email: &str, idempotency: &IdempotencyKey) -> Result<IdempotencyKey, Fail> {
+        let salt = sha256_of_parts(&[b"idempotency", email.as_bytes(), idempotency.key.as_bytes()]);
+        let digest = self.0.hasher.stretch(idempotency.digest, salt).await?;
+        Ok(IdempotencyKey { key: idempotency.key.clone(), digest })
+    }
+
+    /// Makes a user in the caller's transaction, with its first role and its event.
+    ///
+    /// # Errors
+    /// `auth.email_taken` (409).
+    pub(crate) async fn insert_user(
+        &self,
+        transaction: &mut PgConnection,
+        new: NewUser,
+        traceparent: Option<&str>,
+    ) -> Result<Account, Fail> {
+        let (id, created_at) = (self.0.clock.new_id(), self.0.clock.now());
+        sqlx::query!(
+            "insert into auth.user (id, email, display_name, password_hash, created_at)
+             values ($1, $2, $3, $4, $5)",
+            id,
+            new.email.as_str(),
+            new.display_name,
+            new.password_hash,
+            created_at,
+        )
+        .execute(&mut *transaction)
+        .await
+        .map_err(|error| {
+            on_constraint(error, "user_email_key", || {
+                Fail::conflict("auth.email_taken", "There is a user with this e-mail address already.")
+            })
+        })?;
+        sqlx::query!(
+            "insert into auth.user_role (user_id, role, granted_at) values ($1, $2, $3)",
+            id,
+            new.role.as_str(),
+            created_at,
+        )
+        .execute(&mut *transaction)
+        .await?;
+        let event = Event::new("auth.user.registered", id, &UserRegistered { user_id: id.to_string() });
+        kit::outbox::write(transaction, SCHEMA, &[event], &self.0.clock, traceparent).await?;
+        Ok(Account {
+            id,
+            email: new.email.to_string(),
+            display_name: new.display_name,
+            roles: vec![new.role.as_str().to_owned()],
+            created_at,
+        })
+    }
+}
+
+/// A user to be made.
+#[derive(Debug)]
+pub(crate) struct NewUser {
+    pub(crate) email: Email,
+    pub(crate) display_name: String,
+    pub(crate) password_hash: String,
+    pub(crate) role: Role,
+}
+
+/// A user as it is shown, without its credential.
+#[derive(Debug)]
+pub(crate) struct Account {
+    pub(crate) id: Uuid,
+    email: String,
+    display_name: String,
+    pub(crate) roles: Vec<String>,
+    created_at: DateTime<Utc>,
+}
+
+impl Account {
+    /// # Errors
+    /// `auth.user_not_found` (404), as for a service account, which is no user.
+    pub(crate) async fn get(connection: &mut PgConnection, id: Uuid) -> Result<Self, Fail> {
+        sqlx::query_as!(
+            Self,
+            r#"select id, email, display_name, created_at,
+                 array(select role from auth.user_role where user_id = $1 order by role) as "roles!"
+               from auth.user
+               where id = $1"#,
+            id,
+        )
+        .fetch_optional(connection)
+        .await?
+        .ok_or_else(|| Fail::not_found("auth.user_not_found", "There is no such user."))
+    }
+
+    pub(crate) fn into_message(self) -> User {
+        User {
+            id: self.id.to_string(),
+            email: self.email,
+            display_name: self.display_name,
+            roles: self.roles,
+            created_at: Some(to_timestamp(self.created_at)),
+        }
+    }
+}
+
+/// A UUIDv8 (RFC 9562, section 5.8) of a hash.
+fn uuid_of(hash: &[u8; 32]) -> Uuid {
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&hash[..16]);
+    uuid::Builder::from_custom_bytes(bytes).into_uuid()
+}
