@@ -1,0 +1,301 @@
+//! What the client commands take. The help that `--help` prints is written here, and nowhere else.
+
+use std::path::PathBuf;
+
+use chrono::{DateTime, Utc};
+use clap::{Args, Subcommand};
+
+/// The commands that talk to a running Guildhall.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClientCommand {
+    /// Sign in, and stay signed in for the commands below
+    Login(LoginArgs),
+    /// Sign out and forget the session
+    Logout(LogoutArgs),
+    /// Submit, watch, cancel and retry jobs
+    Job(JobArgs),
+    /// Make models of many pictures at once, and watch them being made
+    Batch(BatchArgs),
+    /// Upload, list, download and remove files
+    File(FileArgs),
+    /// Show what can be run
+    Task(TaskArgs),
+    /// Show, pause and resume queues
+    Queue(QueueArgs),
+    /// Show the workers that are connected
+    Worker(WorkerArgs),
+}
+
+/// What every client command takes.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Common {
+    /// Where Guildhall is
+    #[arg(long, global = true, env = "GUILDHALL_URL", default_value = "http://127.0.0.1:8080", value_name = "URL")]
+    pub(crate) url: String,
+    /// Print JSON: one document, or one line an event where something is watched
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Print ids alone, and nothing of what happens on the way
+    #[arg(long, short, global = true, conflicts_with = "json")]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LoginArgs {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    /// Who you are; asked for on a terminal. The password is asked for, or taken from GUILDHALL_PASSWORD, or read from
+    /// standard input
+    #[arg(long)]
+    pub(crate) email: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LogoutArgs {
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct JobArgs {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(subcommand)]
+    pub(crate) verb: JobVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum JobVerb {
+    /// Submit one job
+    Submit(JobSubmit),
+    /// List jobs, newest first
+    List(JobList),
+    /// Show one job
+    Show { id: String },
+    /// Follow a job to its end
+    Watch { id: String },
+    /// Ask a job to stop
+    Cancel { id: String },
+    /// Queue a failed, cancelled or expired job again
+    Retry { id: String },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct JobSubmit {
+    /// What to run; `guildhall task list` shows what there is
+    pub(crate) task: String,
+    /// Its arguments: a JSON object, @FILE, or - for standard input
+    #[arg(long, default_value = "{}", value_name = "JSON")]
+    pub(crate) args: String,
+    /// Another queue than the task's own
+    #[arg(long)]
+    pub(crate) queue: Option<String>,
+    /// 0 to 100, higher first
+    #[arg(long, value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub(crate) priority: Option<u32>,
+    /// Not before this time, like 2030-01-31T12:00:00Z
+    #[arg(long, value_name = "TIME")]
+    pub(crate) run_at: Option<DateTime<Utc>>,
+    /// Attempts in all
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) max_attempts: Option<u32>,
+    /// A word to find it by; may be given several times
+    #[arg(long = "tag", value_name = "TAG")]
+    pub(crate) tags: Vec<String>,
+    /// Follow it to its end
+    #[arg(long)]
+    pub(crate) watch: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct JobList {
+    /// Only those in this state; may be given several times
+    #[arg(long = "state", value_name = "STATE")]
+    pub(crate) states: Vec<String>,
+    #[arg(long)]
+    pub(crate) task: Option<String>,
+    #[arg(long)]
+    pub(crate) queue: Option<String>,
+    #[arg(long)]
+    pub(crate) tag: Option<String>,
+    /// Only those of this batch
+    #[arg(long, value_name = "ID")]
+    pub(crate) batch: Option<String>,
+    #[command(flatten)]
+    pub(crate) page: PageArgs,
+}
+
+/// What part of a list.
+#[derive(Debug, Args)]
+pub(crate) struct PageArgs {
+    /// At most so many, 1 to 200
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=200))]
+    pub(crate) limit: u32,
+    /// Go on where a page ended
+    #[arg(long)]
+    pub(crate) cursor: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BatchArgs {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(subcommand)]
+    pub(crate) verb: BatchVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BatchVerb {
+    /// Upload pictures and make a model of each
+    Submit(BatchSubmit),
+    /// List batches, newest first
+    List(PageArgs),
+    /// Show a batch and its jobs
+    Show {
+        /// Of the batch, or of the job that made it
+        id: String,
+    },
+    /// Follow a batch to its end
+    Watch(BatchWatch),
+    /// Cancel what is not done yet; what is done stays
+    Cancel {
+        /// Of the batch, or of the job that made it
+        id: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BatchSubmit {
+    /// Pictures: PNG, JPEG, WebP or GIF
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+    /// Follow it to its end
+    #[arg(long)]
+    pub(crate) watch: bool,
+    /// When done, put models, previews, contact sheet and manifest there; files of the same names are replaced
+    #[arg(long, value_name = "DIR", requires = "watch")]
+    pub(crate) out: Option<PathBuf>,
+    /// Who makes the models: relief or fal
+    #[arg(long)]
+    pub(crate) provider: Option<String>,
+    #[command(flatten)]
+    pub(crate) params: Params,
+    /// 0 to 100, higher first
+    #[arg(long, value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub(crate) priority: Option<u32>,
+    /// A word to find it by; may be given several times
+    #[arg(long = "tag", value_name = "TAG")]
+    pub(crate) tags: Vec<String>,
+}
+
+/// How the models are to be. What is not given is the provider's to choose.
+#[derive(Debug, Default, Args)]
+pub(crate) struct Params {
+    /// Longest side of the model, millimetres: 10 to 1000
+    #[arg(long, value_name = "MM")]
+    pub(crate) size_mm: Option<f64>,
+    /// Height of white over black, millimetres: 0.5 to 100
+    #[arg(long, value_name = "MM")]
+    pub(crate) depth_mm: Option<f64>,
+    /// Thickness under black, millimetres: 0.5 to 50
+    #[arg(long, value_name = "MM")]
+    pub(crate) base_mm: Option<f64>,
+    /// Points along the longest side: 16 to 1024
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) samples: Option<u32>,
+    /// 0 to 10, more is smoother
+    #[arg(long, value_name = "STEPS")]
+    pub(crate) smoothing: Option<u32>,
+    /// Dark stands high
+    #[arg(long)]
+    pub(crate) invert: bool,
+    /// Any other parameter of the provider; may be given several times
+    #[arg(long = "param", value_name = "NAME=VALUE")]
+    pub(crate) others: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BatchWatch {
+    /// Of the batch, or of the job that made it
+    pub(crate) id: String,
+    /// When done, put models, previews, contact sheet and manifest there; files of the same names are replaced
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FileArgs {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(subcommand)]
+    pub(crate) verb: FileVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum FileVerb {
+    /// Upload files
+    Upload {
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+    },
+    /// List files, newest first
+    List(PageArgs),
+    /// Download one file
+    Download {
+        id: String,
+        /// Where to; its own name in this directory when not given, replacing a file of that name
+        #[arg(long, short, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// Remove files
+    Remove {
+        #[arg(required = true)]
+        ids: Vec<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TaskArgs {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(subcommand)]
+    pub(crate) verb: TaskVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TaskVerb {
+    /// List the tasks that a worker has offered and you may run
+    List(PageArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct QueueArgs {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(subcommand)]
+    pub(crate) verb: QueueVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum QueueVerb {
+    /// List queues and how many jobs stand in them
+    List,
+    /// Hand out no more jobs of a queue
+    Pause { name: String },
+    /// Hand out its jobs again
+    Resume { name: String },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WorkerArgs {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(subcommand)]
+    pub(crate) verb: WorkerVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum WorkerVerb {
+    /// List connected workers and what they do
+    List(PageArgs),
+}

@@ -1,0 +1,126 @@
+//! How numbers, times and other people's text are written for a reader. Pure functions; nothing here knows the terminal.
+
+use chrono::{DateTime, Utc};
+
+/// Text of somebody else, safe to print: control characters, with which a name could move the cursor or repaint the
+/// screen, are left out; line breaks and tabs become one space.
+pub(super) fn plain(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '\n' | '\t' if !safe.ends_with(' ') => safe.push(' '),
+            // Bidirectional overrides reorder what stands after them.
+            '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {}
+            other if other.is_control() => {}
+            other => safe.push(other),
+        }
+    }
+    safe
+}
+
+/// `512 B`, `3.4 MB`: decimal units, as file managers and network tools write them.
+pub(super) fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
+    let mut value = count as f64;
+    let mut unit = 0;
+    // 999.95 would be rounded up to "1000.0".
+    while value >= 999.95 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+/// `12,345`.
+pub(super) fn thousands(count: u64) -> String {
+    let digits = count.to_string();
+    let mut grouped = String::with_capacity(digits.len() + digits.len() / 3);
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    grouped
+}
+
+/// `0.4 s`, `12.0 s`, `4 min 05 s`, `2 h 03 min`.
+pub(super) fn seconds(seconds: f64) -> String {
+    let whole = seconds.max(0.0).round() as u64;
+    match whole {
+        0..60 => format!("{:.1} s", seconds.max(0.0)),
+        60..3600 => format!("{} min {:02} s", whole / 60, whole % 60),
+        _ => format!("{} h {:02} min", whole / 3600, whole % 3600 / 60),
+    }
+}
+
+/// `just now`, `5 min ago`, `3 days ago`; `in 5 min` for what is to come.
+pub(super) fn age(at: DateTime<Utc>, now: DateTime<Utc>) -> String {
+    let passed = (now - at).num_seconds();
+    let (size, unit) = match passed.unsigned_abs() {
+        0..5 => return "just now".into(),
+        s @ 5..60 => (s, "s"),
+        s @ 60..3600 => (s / 60, "min"),
+        s @ 3600..86_400 => (s / 3600, "h"),
+        s @ 86_400..172_800 => (s / 86_400, "day"),
+        s => (s / 86_400, "days"),
+    };
+    if passed > 0 { format!("{size} {unit} ago") } else { format!("in {size} {unit}") }
+}
+
+/// `1 model`, `2 models`.
+pub(super) fn counted(count: u64, noun: &str) -> String {
+    format!("{} {noun}{}", thousands(count), if count == 1 { "" } else { "s" })
+}
+
+/// A name that is safe to make a file of in any directory: letters, digits, `.`, `-` and `_`, no dot at its start, at
+/// most 80 characters. Never empty, never a path.
+pub(super) fn file_name(name: &str, otherwise: &str) -> String {
+    let mut safe = String::new();
+    for character in name.chars() {
+        let character =
+            if character.is_alphanumeric() || matches!(character, '.' | '-' | '_') { character } else { '-' };
+        if !(character == '-' && safe.ends_with('-')) {
+            safe.push(character);
+        }
+    }
+    let safe: String = safe.trim_matches(['.', '-']).chars().take(80).collect();
+    if safe.is_empty() { otherwise.to_owned() } else { safe }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_read_as_people_write_them() {
+        assert_eq!(
+            [0, 999, 1000, 999_949, 999_950, 3_400_000].map(bytes).join(" "),
+            "0 B 999 B 1.0 kB 999.9 kB 1.0 MB 3.4 MB"
+        );
+        assert_eq!([0, 999, 1000, 1_234_567].map(thousands).join(" "), "0 999 1,000 1,234,567");
+        assert_eq!([0.04, 59.4, 65.0, 7380.0].map(seconds).join(", "), "0.0 s, 59.4 s, 1 min 05 s, 2 h 03 min");
+    }
+
+    #[test]
+    fn a_time_is_told_from_now() {
+        let now = DateTime::UNIX_EPOCH + chrono::Duration::days(30);
+        let ago = |s| age(now - chrono::Duration::seconds(s), now);
+        assert_eq!(
+            [1, 59, 61, 7200, 90_000, 864_000, -90].map(ago).join(", "),
+            "just now, 59 s ago, 1 min ago, 2 h ago, 1 day ago, 10 days ago, in 1 min"
+        );
+    }
+
+    #[test]
+    fn no_name_leaves_its_directory_or_moves_the_cursor() {
+        for name in ["../../etc/passwd", "/etc/passwd", "..", ".hidden", "a\0b", "C:\\x", "a\u{1b}[2Jb", "", "---"] {
+            let safe = file_name(name, "model");
+            assert!(!safe.is_empty() && !safe.starts_with('.'), "{name:?} became {safe:?}");
+            assert!(safe.chars().all(|c| c.is_alphanumeric() || ".-_".contains(c)), "{name:?} became {safe:?}");
+        }
+        assert_eq!(file_name("Schöne Katze (2)", "model"), "Schöne-Katze-2");
+        assert_eq!(file_name("../..", "model"), "model");
+        assert_eq!(plain("a\u{1b}[31mb\nc\u{202e}"), "a[31mb c");
+    }
+}
