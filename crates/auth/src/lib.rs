@@ -117,6 +117,11 @@ impl Auth {
             .add_service(SigningKeysServer::new(self.clone()))
     }
 
+    /// The connections of its calls, to be measured.
+    pub fn pool(&self) -> &PgPool {
+        &self.0.pool
+    }
+
     fn start_tasks(&self, feed_pool: PgPool) {
         let (auth, pool) = (self.clone(), feed_pool.clone());
         self.0

@@ -44,13 +44,21 @@ impl Auth {
             return Err(self.refuse(credential, traceparent).await);
         };
         let stored = credential.as_ref().map(|credential| credential.password_hash.as_str());
-        let verified = self.0.hasher.verify(&password, stored).await?;
+        let verified = match self.0.hasher.verify(&password, stored).await {
+            Ok(verified) => verified,
+            Err(fail) => {
+                // Nothing was guessed, so nothing is owed.
+                attempt.give_back(&mut *self.0.pool.acquire().await?).await?;
+                return Err(fail);
+            }
+        };
         let credential = match (verified, credential) {
             (Verified::Yes | Verified::YesButStale, Some(credential)) => credential,
             (_, credential) => return Err(self.refuse(credential, traceparent).await),
         };
         let rehashed = match verified {
-            Verified::YesButStale => Some(self.0.hasher.hash(&password).await?),
+            // When too many wait, the next sign-in will do it.
+            Verified::YesButStale => self.0.hasher.hash(&password).await.ok(),
             _ => None,
         };
 

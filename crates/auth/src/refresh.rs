@@ -107,7 +107,7 @@ impl Auth {
     /// Exchanges a refresh token for its child and an access token.
     ///
     /// # Errors
-    /// All 401: `auth.invalid_refresh_token`, `auth.token_reused`, `auth.session_ended`, `auth.session_expired`.
+    /// All 401: `auth.invalid_token`, `auth.token_reused`, `auth.session_ended`, `auth.session_expired`.
     pub(crate) async fn exchange(&self, token: &str, traceparent: Option<&str>) -> Result<TokenPair, Fail> {
         let token = RefreshToken::parse(token).ok_or_else(invalid)?;
         let (pool, now) = (&self.0.pool, self.0.clock.now());
@@ -215,7 +215,7 @@ async fn insert(
 }
 
 fn invalid() -> Fail {
-    Fail::unauthenticated("auth.invalid_refresh_token", "The refresh token is not valid. Sign in again.")
+    Fail::unauthenticated("auth.invalid_token", "The refresh token is not valid. Sign in again.")
 }
 
 fn reused() -> Fail {

@@ -2,7 +2,7 @@
 //! stands in `login.rs`, staying in in `refresh.rs`, and how an end is told in `revocations.rs`.
 
 use chrono::{DateTime, TimeDelta, Utc};
-use kit::{Fail, clock::to_timestamp, grpc::Call, identity::Caller};
+use kit::{Fail, clock::to_timestamp, cursor::page_rows, grpc::Call, identity::Caller};
 use proto::auth::{
     CheckSessionRequest, CheckSessionResponse, ListSessionsRequest, ListSessionsResponse, LoginRequest,
     LogoutAllRequest, LogoutAllResponse, LogoutRequest, LogoutResponse, RefreshRequest, RevokeSessionRequest,
@@ -18,9 +18,6 @@ use crate::{
     revocations::{self, EndReason, Watch},
     users::Account,
 };
-
-const LIMIT_DEFAULT: u32 = 50;
-const LIMIT_MAX: u32 = 200;
 
 #[tonic::async_trait]
 impl Sessions for Auth {
@@ -133,45 +130,28 @@ impl Auth {
         caller: &Caller,
         request: &ListSessionsRequest,
     ) -> Result<ListSessionsResponse, Fail> {
-        let limit = match request.limit {
-            0 => LIMIT_DEFAULT,
-            limit @ 1..=LIMIT_MAX => limit,
-            _ => {
-                let message = format!("must be 1 to {LIMIT_MAX}");
-                return Err(Fail::invalid("invalid_limit", "The limit is out of range.").at("/limit", "range", message));
-            }
-        };
+        let rows_max = page_rows(request.limit);
+        // A stranger's cursor is refused before it could be wondered about.
         let list = format!("sessions of {}", caller.subject);
-        let before = match request.cursor.as_str() {
-            "" => Uuid::max(),
-            cursor => {
-                let place = self.0.keys.cursor.decode(&list, cursor)?;
-                let id = place.first().and_then(|id| id.parse().ok());
-                id.ok_or_else(|| Fail::internal("a signed cursor holds no session id"))?
-            }
-        };
+        let before: Option<Uuid> = self.0.keys.cursor.place(&list, &request.cursor)?;
         let now = self.0.clock.now();
         let mut rows = sqlx::query_as!(
             Row,
             "select id, created_at, last_used_at, expires_at, remote_address, user_agent
              from auth.session
-             where user_id = $1 and ended_at is null and expires_at > $2 and last_used_at > $3 and id < $4
+             where user_id = $1 and ended_at is null and expires_at > $2 and last_used_at > $3
+               and ($4::uuid is null or id < $4)
              order by id desc
              limit $5",
             caller.subject,
             now,
             now - self.idle_max(),
             before,
-            i64::from(limit) + 1,
+            rows_max + 1,
         )
         .fetch_all(&self.0.pool)
         .await?;
-        let has_more = rows.len() > limit as usize;
-        rows.truncate(limit as usize);
-        let next_cursor = match rows.last() {
-            Some(last) if has_more => self.0.keys.cursor.encode(&list, &[&last.id.to_string()]),
-            _ => String::new(),
-        };
+        let next_cursor = self.0.keys.cursor.close_page(&list, &mut rows, rows_max, |row| row.id.to_string());
         let items = rows.into_iter().map(|row| row.into_message(caller.session, self.idle_max())).collect();
         Ok(ListSessionsResponse { items, next_cursor })
     }

@@ -7,7 +7,7 @@ use crate::{email::Email, passwords::Password};
 kit::settings! {
     /// The settings of the role `auth`.
     pub struct Settings {
-        /// Seconds that an access token is good for, 60 to 900. Five minutes bound what a copied one is worth.
+        /// Seconds that an access token is good for, 60 to 600. Five minutes bound what a copied one is worth.
         pub access_token_s: u32 = "300",
         /// Days after which a session ends however much it is used, 1 to 365 (NIST SP 800-63B: 30 at its first level).
         pub session_days_max: u32 = "30",
@@ -43,7 +43,7 @@ impl Settings {
                 faults.push(format!("{name} must be {least} to {most}, not {value}"));
             }
         };
-        range("access_token_s", self.access_token_s, 60, 900);
+        range("access_token_s", self.access_token_s, 60, 600);
         range("session_days_max", self.session_days_max, 1, 365);
         range("session_idle_days_max", self.session_idle_days_max, 1, self.session_days_max);
         range("password_memory_kib", self.password_memory_kib, 8192, 1 << 20);

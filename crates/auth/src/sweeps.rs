@@ -34,8 +34,9 @@ pub(crate) async fn run(auth: Auth) -> Result<(), Fail> {
 }
 
 impl Auth {
-    /// One sweep, whole: a step that fails keeps none of the others from being done. What failed, by the step's name.
-    pub(crate) async fn sweep(&self) -> Vec<(&'static str, Fail)> {
+    /// One sweep, whole; it is done every minute anyway. A step that fails keeps none of the others from being done: what
+    /// failed is returned by the step's name.
+    pub async fn sweep(&self) -> Vec<(&'static str, Fail)> {
         let mut failed = Vec::new();
         if let Err(fail) = self.renew_signing_key().await {
             failed.push(("signing_key", fail));

@@ -14,7 +14,7 @@ use proto::{
     events::UserRegistered,
 };
 use sqlx::PgConnection;
-use tonic::{Request, Response, Status, metadata::MetadataValue};
+use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use crate::{Auth, SCHEMA, email::Email, passwords::Password, random::sha256_of_parts};
@@ -27,13 +27,8 @@ impl Users for Auth {
     async fn register(&self, request: Request<RegisterRequest>) -> Result<Response<User>, Status> {
         let call = Call::of(&request)?;
         let registration = Registration::parse(request.get_ref())?;
-        let (user, is_replay) =
-            self.create_user(registration, call.idempotency.as_ref(), call.traceparent.clone()).await?;
-        let mut response = Response::new(user);
-        if is_replay {
-            response.metadata_mut().insert("idempotent-replayed", MetadataValue::from_static("true"));
-        }
-        Ok(response)
+        let user = self.create_user(registration, call.idempotency.as_ref(), call.traceparent.clone()).await?;
+        Ok(Response::new(user))
     }
 
     async fn get_self(&self, request: Request<GetSelfRequest>) -> Result<Response<User>, Status> {
@@ -85,13 +80,13 @@ fn violation(pointer: &str, code: &str, message: &str) -> Violation {
 }
 
 impl Auth {
-    /// Makes the user, once for an idempotency key. Whether this is a repeat's stored answer stands beside the user.
+    /// Makes the user, once for an idempotency key.
     async fn create_user(
         &self,
         registration: Registration,
         idempotency: Option<&IdempotencyKey>,
         traceparent: Option<String>,
-    ) -> Result<(User, bool), Fail> {
+    ) -> Result<User, Fail> {
         let email = registration.email.as_str();
         let idempotency = match idempotency {
             Some(idempotency) => Some(self.veil(email, idempotency).await?),
@@ -103,15 +98,16 @@ impl Auth {
         let password_hash = self.0.hasher.hash(&registration.password).await?;
         let (auth, now) = (self.clone(), self.0.clock.now());
         let transaction = self.0.pool.begin().await?;
-        kit::idempotency::once(transaction, SCHEMA, caller, idempotency.as_ref(), now, move |transaction| {
+        let made = kit::idempotency::once(transaction, SCHEMA, caller, idempotency.as_ref(), now, move |transaction| {
             Box::pin(async move {
                 let Registration { email, display_name, .. } = registration;
                 let new = NewUser { email, display_name, password_hash, role: Role::Customer };
                 let account = auth.insert_user(transaction, new, traceparent.as_deref()).await?;
                 Ok(account.into_message())
             })
-        })
-        .await
+        });
+        let (user, replayed) = made.await?;
+        Ok(User { replayed, ..user })
     }
 
     /// The digest of a registration covers its password, and a plain SHA-256 of one is guessed at a rate of billions.
@@ -212,6 +208,7 @@ impl Account {
             display_name: self.display_name,
             roles: self.roles,
             created_at: Some(to_timestamp(self.created_at)),
+            replayed: false,
         }
     }
 }
