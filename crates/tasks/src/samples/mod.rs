@@ -211,10 +211,7 @@ mod tests {
             assert_eq!(sample.bytes, again.bytes, "{}", sample.name);
             let kind = image::guess_format(&sample.bytes).unwrap();
             assert_eq!(kind.to_mime_type(), sample.media_type);
-            let mut grey = image::load_from_memory(&sample.bytes)
-                .unwrap()
-                .into_luma8()
-                .into_raw();
+            let mut grey = image::load_from_memory(&sample.bytes).unwrap().into_luma8().into_raw();
             grey.sort_unstable();
             let share = grey.len() / 50;
             let span = grey[grey.len() - share] - grey[share];

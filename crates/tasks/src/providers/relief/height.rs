@@ -79,15 +79,16 @@ impl Taps {
     }
 }
 
-/// Tent filter from pixels, which have area, to vertices, of which the first and last stand on the picture's edges.
-/// Going down it averages, going up it interpolates.
+/// From pixels, which have area, to vertices, of which the first and last stand on the picture's edges: each pixel counts
+/// by how much of it lies in the cell around the vertex. Where pixels are larger than cells, one pixel's width is used
+/// instead, which interpolates linearly.
 fn resampling(pixels: usize, vertices: usize) -> Vec<Taps> {
     let pixels_a_cell = pixels as f64 / (vertices - 1) as f64;
-    let reach = pixels_a_cell.max(1.0);
+    let half = pixels_a_cell.max(1.0) / 2.0;
     (0..vertices)
         .map(|vertex| {
             let centre = (vertex as f64 * pixels_a_cell - 0.5).clamp(0.0, (pixels - 1) as f64);
-            Taps::around(centre, reach, pixels, |distance| (1.0 - distance.abs() / reach).max(0.0))
+            Taps::around(centre, half + 0.5, pixels, |distance| (half + 0.5 - distance.abs()).clamp(0.0, 1.0))
         })
         .collect()
 }

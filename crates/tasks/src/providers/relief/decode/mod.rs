@@ -66,9 +66,17 @@ fn refusal(start: &[u8]) -> Fault {
             return Fault::NotAPicture(format!("it is a zip archive; {TAKEN} taken"));
         }
         _ => {
-            let is_text =
-                start.iter().all(|&byte| byte >= 0x20 && byte != 0x7f || matches!(byte, b'\t' | b'\n' | b'\r'));
-            let looks = if is_text { "it looks like text" } else { "its first bytes belong to no known format" };
+            // Text may be cut within a character, and then the part before it is judged.
+            let is_text = match str::from_utf8(start) {
+                Ok(_) => true,
+                Err(error) => error.error_len().is_none() && error.valid_up_to() > 0,
+            };
+            let has_controls = start.iter().any(|&byte| byte < b' ' && !matches!(byte, b'\t' | b'\n' | b'\r'));
+            let looks = if is_text && !has_controls {
+                "it looks like text"
+            } else {
+                "its first bytes belong to no known format"
+            };
             return Fault::NotAPicture(format!("{looks}; {TAKEN} taken"));
         }
     };
@@ -103,7 +111,7 @@ impl Extent {
             return Err(self.too_large(format!("{megapixels:.1} megapixels; at most 100 are taken")));
         }
         if self.width.max(self.height) > ROW_PIXELS_MAX {
-            return Err(self.too_large(format!("and no side may be longer than {ROW_PIXELS_MAX}")));
+            return Err(self.too_large(format!("and a side may have at most {ROW_PIXELS_MAX}")));
         }
         Ok(())
     }

@@ -81,6 +81,11 @@ fn fault(error: DecodingError) -> Fault {
     match error {
         DecodingError::IoError(error) => read_fault(error),
         DecodingError::LimitsExceeded => Fault::Unsupported("a PNG whose metadata alone is over 16 MiB".to_owned()),
-        other => Fault::Truncated(format!("the PNG decoder says: {other}")),
+        other => {
+            // Behind these words the decoder prints its own structs.
+            let words = other.to_string();
+            let words = words.split(" while decoding").next().unwrap_or_default();
+            Fault::Truncated(format!("the PNG decoder says: {words}"))
+        }
     }
 }

@@ -26,12 +26,13 @@ pub(super) fn decode(mut source: Source, file_bytes: u64, report: &mut dyn FnMut
     let extent = Extent::new(width, height);
     extent.check()?;
     // What the decoder holds beside the pixels it hands out: an animation's canvas and frame; a lossy picture's planes
-    // of brightness, colour and alpha; a lossless one's own RGBA copy when the result has no alpha.
+    // of brightness and colour, and of alpha; a lossless one's own RGBA copy when the result has no alpha.
     let planes_bytes = match (decoder.is_animated(), decoder.is_lossy(), decoder.has_alpha()) {
         (true, ..) => extent.pixels() * 10,
-        (_, true, _) => extent.pixels() * 5 / 2,
-        (_, _, false) => extent.pixels() * 4,
-        (_, _, true) => 0,
+        (_, true, false) => extent.pixels() * 3 / 2,
+        (_, true, true) => extent.pixels() * 5 / 2,
+        (_, false, false) => extent.pixels() * 4,
+        (_, false, true) => 0,
     };
     let bytes = extent.pixels() * channels;
     extent.check_whole(bytes, bytes + planes_bytes)?;
