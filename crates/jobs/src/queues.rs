@@ -1,1 +1,115 @@
-//! x
+//! Queues: which there are, how much stands in each, and whether they give out work. A queue is created when a worker
+//! first offers a task for it, and is never removed.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use chrono::{DateTime, Utc};
+use kit::{Fail, clock::to_timestamp, grpc::Call, identity::Caller};
+use proto::jobs::{ListQueuesRequest, ListQueuesResponse, PauseQueueRequest, Queue, ResumeQueueRequest, queues_server};
+use tonic::{Request, Response, Status};
+use uuid::Uuid;
+
+use crate::{Core, engine::State};
+
+/// Queues that are shown at most.
+const QUEUES_MAX: i64 = 1_000;
+
+/// The gRPC service.
+pub(crate) struct Queues(Arc<Core>);
+
+impl Queues {
+    pub(crate) fn new(core: Arc<Core>) -> Self {
+        Self(core)
+    }
+}
+
+#[tonic::async_trait]
+impl queues_server::Queues for Queues {
+    async fn list(&self, request: Request<ListQueuesRequest>) -> Result<Response<ListQueuesResponse>, Status> {
+        let caller = Call::of(&request)?.caller()?;
+        Ok(Response::new(ListQueuesResponse { items: list(&self.0, caller).await? }))
+    }
+
+    async fn pause(&self, request: Request<PauseQueueRequest>) -> Result<Response<Queue>, Status> {
+        let caller = Call::of(&request)?.caller()?;
+        Ok(Response::new(set_paused(&self.0, caller, &request.get_ref().name, true).await?))
+    }
+
+    async fn resume(&self, request: Request<ResumeQueueRequest>) -> Result<Response<Queue>, Status> {
+        let caller = Call::of(&request)?.caller()?;
+        Ok(Response::new(set_paused(&self.0, caller, &request.get_ref().name, false).await?))
+    }
+}
+
+async fn list(core: &Core, caller: &Caller) -> Result<Vec<Queue>, Fail> {
+    let rows = sqlx::query!("select name, paused_at from jobs.queue order by name limit $1", QUEUES_MAX)
+        .fetch_all(&core.pool)
+        .await?;
+    let mut depths = depths(core, caller.narrowed_to("queues:read"), None).await?;
+    Ok(rows
+        .into_iter()
+        .filter(|row| caller.may_use_queue(&row.name))
+        .map(|row| {
+            let depth = depths.remove(&row.name).unwrap_or_default();
+            to_proto(row.name, row.paused_at, &depth)
+        })
+        .collect())
+}
+
+/// Pausing a paused queue leaves the time at which it was paused.
+async fn set_paused(core: &Core, caller: &Caller, name: &str, is_paused: bool) -> Result<Queue, Fail> {
+    let row = sqlx::query!(
+        "update jobs.queue
+         set paused_at = case when $2 then coalesce(paused_at, $3) end
+         where name = $1
+         returning name, paused_at",
+        name,
+        is_paused,
+        core.clock.now(),
+    )
+    .fetch_optional(&core.pool)
+    .await?
+    .ok_or_else(|| Fail::not_found("jobs.queue_not_found", "There is no such queue."))?;
+    core.engine.wake();
+    let mut depths = depths(core, caller.narrowed_to("queues:read"), Some(name)).await?;
+    let depth = depths.remove(&row.name).unwrap_or_default();
+    Ok(to_proto(row.name, row.paused_at, &depth))
+}
+
+type Depth = BTreeMap<String, u64>;
+
+/// Live jobs by queue and state: the owner's, or everyone's; of all queues, or of one.
+async fn depths(core: &Core, owner: Option<Uuid>, queue: Option<&str>) -> Result<HashMap<String, Depth>, Fail> {
+    let rows = sqlx::query!(
+        r#"select queue, state, count(*) as "count!"
+           from jobs.job
+           where ($1::uuid is null or owner_id = $1) and ($2::text is null or queue = $2)
+           group by queue, state"#,
+        owner,
+        queue,
+    )
+    .fetch_all(&core.pool)
+    .await?;
+    let mut depths: HashMap<String, Depth> = HashMap::new();
+    for row in rows {
+        depths.entry(row.queue).or_default().insert(row.state, row.count.unsigned_abs());
+    }
+    Ok(depths)
+}
+
+/// Every live state is told, those without a job as 0.
+fn to_proto(name: String, paused_at: Option<DateTime<Utc>>, depth: &Depth) -> Queue {
+    Queue {
+        name,
+        paused: paused_at.is_some(),
+        paused_at: paused_at.map(to_timestamp),
+        depth: State::ALL
+            .into_iter()
+            .filter(|state| !state.is_final())
+            .map(|state| (state.as_str().to_owned(), depth.get(state.as_str()).copied().unwrap_or(0)))
+            .collect(),
+    }
+}

@@ -22,6 +22,9 @@ kit::settings! {
         pub outbox_days: u32 = "7",
         /// Largest single file, in bytes.
         pub file_bytes_max: Bytes = "2GiB",
+        /// Seconds an upload may stand still before its files are dropped; also the age from which stored bytes that
+        /// nothing refers to are removed. Longer than any pause of a connection that is still alive.
+        pub upload_lease_s: u32 = "900",
         /// Bytes of whole files that one owner may store.
         pub owner_bytes_max: Bytes = "50GiB",
     }

@@ -1,0 +1,308 @@
+//! Reading jobs, live and final alike, and what belongs to them: attempts, logs, workers. Nothing here changes a row.
+//! A job that is not the caller's is not there: the answer to a stranger's id is that of one that never was.
+
+mod shown;
+
+use chrono::{DateTime, Utc};
+use kit::{
+    Fail,
+    clock::{from_timestamp, to_timestamp},
+    cursor::page_rows,
+    identity::Caller,
+};
+use proto::jobs::{
+    Attempt, Job, JobError, JobState, ListAttemptsRequest, ListAttemptsResponse, ListJobsRequest, ListJobsResponse,
+    ListLogsRequest, ListLogsResponse, ListWorkersRequest, ListWorkersResponse, LogLine, Worker,
+};
+use serde::Deserialize;
+use sqlx::{Postgres, QueryBuilder};
+use uuid::Uuid;
+
+pub(crate) use shown::{JobRow, Surroundings};
+
+use crate::{Core, engine::State};
+
+/// One job.
+///
+/// # Errors
+/// `jobs.job_not_found`.
+pub(crate) async fn get_job(core: &Core, caller: &Caller, id: &str) -> Result<Job, Fail> {
+    let id: Uuid = id.parse().map_err(|_| not_found())?;
+    let row = sqlx::query_as!(
+        JobRow,
+        r#"select id as "id!", owner_id as "owner_id!", task as "task!", queue as "queue!", state as "state!",
+             priority as "priority!", run_at as "run_at!", attempt as "attempt!", max_attempts as "max_attempts!",
+             worker_id, started_at, progress_percent, progress_stage, progress_message, error_kind, error_message,
+             error_retryable, batch_id, child_batch_id, tags as "tags!", args as "args!", result, since as "since!",
+             created_at as "created_at!", finished_at
+           from jobs.any_job
+           where id = $1 and ($2::uuid is null or owner_id = $2)"#,
+        id,
+        caller.narrowed_to("jobs:read"),
+    )
+    .fetch_optional(&core.pool)
+    .await?
+    .ok_or_else(not_found)?;
+    let surroundings = Surroundings::of(core, std::slice::from_ref(&row)).await?;
+    row.into_proto(&surroundings)
+}
+
+/// Jobs, newest first, that fit every filter given.
+///
+/// # Errors
+/// `invalid_cursor`, `jobs.invalid_filter` (400).
+pub(crate) async fn list_jobs(core: &Core, caller: &Caller, asked: &ListJobsRequest) -> Result<ListJobsResponse, Fail> {
+    const LIST: &str = "jobs";
+    let rows_max = page_rows(asked.limit);
+    let before: Option<Uuid> = core.cursors.place(LIST, &asked.cursor)?;
+    let filter = Filter::parse(asked)?;
+    let mut query = filter.query(caller.narrowed_to("jobs:read"), before, rows_max + 1);
+    let mut rows: Vec<JobRow> = query.build_query_as().fetch_all(&core.pool).await?;
+    let next_cursor = core.cursors.close_page(LIST, &mut rows, rows_max, |row| row.id.to_string());
+    let surroundings = Surroundings::of(core, &rows).await?;
+    let items = rows.into_iter().map(|row| row.into_proto(&surroundings)).collect::<Result<_, _>>()?;
+    Ok(ListJobsResponse { items, next_cursor })
+}
+
+/// What a list of jobs is narrowed to.
+struct Filter<'a> {
+    states: Vec<&'static str>,
+    task: &'a str,
+    queue: &'a str,
+    tag: &'a str,
+    owner: Option<Uuid>,
+    batch: Option<Uuid>,
+    created_after: Option<DateTime<Utc>>,
+    created_before: Option<DateTime<Utc>>,
+}
+
+impl<'a> Filter<'a> {
+    fn parse(asked: &'a ListJobsRequest) -> Result<Self, Fail> {
+        let fault = |field: &str| Fail::malformed("jobs.invalid_filter", format!("The filter `{field}` is not valid."));
+        let id = |field: &str, text: &str| match text {
+            "" => Ok(None),
+            text => text.parse().map(Some).map_err(|_| fault(field)),
+        };
+        let time = |field: &str, at: Option<&prost_types::Timestamp>| {
+            at.map(|at| from_timestamp(at).ok_or_else(|| fault(field))).transpose()
+        };
+        let states = asked.states.iter().map(|state| {
+            let state = JobState::try_from(*state).ok().and_then(State::from_proto);
+            state.map(State::as_str).ok_or_else(|| fault("state"))
+        });
+        for (field, text) in [("task", &asked.task), ("queue", &asked.queue), ("tag", &asked.tag)] {
+            // Postgres takes no text with a NUL.
+            if text.contains('\0') {
+                return Err(fault(field));
+            }
+        }
+        Ok(Self {
+            states: states.collect::<Result<_, _>>()?,
+            task: &asked.task,
+            queue: &asked.queue,
+            tag: &asked.tag,
+            owner: id("owner_id", &asked.owner_id)?,
+            batch: id("batch_id", &asked.batch_id)?,
+            created_after: time("created_after", asked.created_after.as_ref())?,
+            created_before: time("created_before", asked.created_before.as_ref())?,
+        })
+    }
+
+    /// Only what is asked for stands in the statement, so that the planner sees which index serves it.
+    fn query(&self, owner: Option<Uuid>, before: Option<Uuid>, limit: i64) -> QueryBuilder<Postgres> {
+        let mut query = QueryBuilder::new(
+            "select id, owner_id, task, queue, state, priority, run_at, attempt, max_attempts, worker_id, started_at,
+               progress_percent, progress_stage, progress_message, error_kind, error_message, error_retryable, batch_id,
+               child_batch_id, tags, args, result, since, created_at, finished_at
+             from jobs.any_job
+             where true",
+        );
+        if let Some(owner) = owner {
+            query.push(" and owner_id = ").push_bind(owner);
+        }
+        if let Some(owner) = self.owner {
+            query.push(" and owner_id = ").push_bind(owner);
+        }
+        if let Some(batch) = self.batch {
+            query.push(" and batch_id = ").push_bind(batch);
+        }
+        if !self.states.is_empty() {
+            query.push(" and state = any(").push_bind(self.states.clone()).push(")");
+        }
+        for (column, text) in [("task", self.task), ("queue", self.queue)] {
+            if !text.is_empty() {
+                query.push(" and ").push(column).push(" = ").push_bind(text.to_owned());
+            }
+        }
+        if !self.tag.is_empty() {
+            query.push(" and ").push_bind(self.tag.to_owned()).push(" = any(tags)");
+        }
+        if let Some(at) = self.created_after {
+            query.push(" and created_at > ").push_bind(at);
+        }
+        if let Some(at) = self.created_before {
+            query.push(" and created_at < ").push_bind(at);
+        }
+        if let Some(before) = before {
+            query.push(" and id < ").push_bind(before);
+        }
+        query.push(" order by id desc limit ").push_bind(limit);
+        query
+    }
+}
+
+/// The attempts of a job, newest first, the running one among them.
+///
+/// # Errors
+/// `jobs.job_not_found`, `invalid_cursor`.
+pub(crate) async fn list_attempts(
+    core: &Core,
+    caller: &Caller,
+    asked: &ListAttemptsRequest,
+) -> Result<ListAttemptsResponse, Fail> {
+    let job = readable(core, caller, &asked.job_id).await?;
+    let list = format!("attempts of {job}");
+    let rows_max = page_rows(asked.limit);
+    let before: Option<i64> = core.cursors.place(&list, &asked.cursor)?;
+    let mut rows = sqlx::query!(
+        r#"select number as "number!", token as "token!", outcome as "outcome!", worker_id,
+             started_at as "started_at!", finished_at, error_kind, error_message, error_retryable
+           from (
+             select number, token, outcome, worker_id, started_at, finished_at, error_kind, error_message,
+               error_retryable
+             from jobs.attempt
+             where job_id = $1
+             union all
+             select attempt, token, 'running', worker_id, attempt_started_at, null, null, null, null
+             from jobs.job
+             where id = $1 and worker_id is not null and attempt_started_at is not null
+           ) as attempts
+           where $2::bigint is null or token < $2
+           order by token desc
+           limit $3"#,
+        job,
+        before,
+        rows_max + 1,
+    )
+    .fetch_all(&core.pool)
+    .await?;
+    let next_cursor = core.cursors.close_page(&list, &mut rows, rows_max, |row| row.token.to_string());
+    let items = rows
+        .into_iter()
+        .map(|row| Attempt {
+            number: row.number.unsigned_abs(),
+            outcome: row.outcome,
+            worker_id: row.worker_id.map(|id| id.to_string()).unwrap_or_default(),
+            started_at: Some(to_timestamp(row.started_at)),
+            finished_at: row.finished_at.map(to_timestamp),
+            error: row.error_kind.map(|kind| JobError {
+                kind,
+                message: row.error_message.unwrap_or_default(),
+                retryable: row.error_retryable.unwrap_or(false),
+            }),
+        })
+        .collect();
+    Ok(ListAttemptsResponse { items, next_cursor })
+}
+
+/// A log line as its event carries it (`engine/events.rs`).
+#[derive(Deserialize)]
+struct LoggedLine {
+    level: String,
+    message: String,
+    at: DateTime<Utc>,
+}
+
+/// What a job has logged, oldest first.
+///
+/// # Errors
+/// `jobs.job_not_found`, `invalid_cursor`.
+pub(crate) async fn list_logs(core: &Core, caller: &Caller, asked: &ListLogsRequest) -> Result<ListLogsResponse, Fail> {
+    let job = readable(core, caller, &asked.job_id).await?;
+    let list = format!("logs of {job}");
+    let rows_max = page_rows(asked.limit);
+    let after: i64 = core.cursors.place(&list, &asked.cursor)?.unwrap_or(0);
+    let mut rows = sqlx::query!(
+        "select at_offset, data
+         from jobs.event
+         where stream_id = $1 and kind = 'log' and at_offset > $2
+         order by at_offset
+         limit $3",
+        job,
+        after,
+        rows_max + 1,
+    )
+    .fetch_all(&core.pool)
+    .await?;
+    let next_cursor = core.cursors.close_page(&list, &mut rows, rows_max, |row| row.at_offset.to_string());
+    let items = rows
+        .into_iter()
+        .map(|row| {
+            let line: LoggedLine = serde_json::from_str(&row.data).map_err(Fail::internal)?;
+            Ok(LogLine {
+                offset: row.at_offset.unsigned_abs(),
+                level: line.level,
+                message: line.message,
+                at: Some(to_timestamp(line.at)),
+            })
+        })
+        .collect::<Result<_, Fail>>()?;
+    Ok(ListLogsResponse { items, next_cursor })
+}
+
+/// Connected workers, newest first. Only those who may read any worker come here: the permission has no owners.
+///
+/// # Errors
+/// `invalid_cursor`.
+pub(crate) async fn list_workers(core: &Core, asked: &ListWorkersRequest) -> Result<ListWorkersResponse, Fail> {
+    const LIST: &str = "workers";
+    let rows_max = page_rows(asked.limit);
+    let before: Option<Uuid> = core.cursors.place(LIST, &asked.cursor)?;
+    let mut rows = sqlx::query!(
+        r#"select id, profile, host, version, queues, tasks, slots, connected_at, seen_at,
+             (select count(*) from jobs.job where worker_id = worker.id) as "running!"
+           from jobs.worker
+           where expires_at > $1 and ($2::uuid is null or id < $2)
+           order by id desc
+           limit $3"#,
+        core.clock.now(),
+        before,
+        rows_max + 1,
+    )
+    .fetch_all(&core.pool)
+    .await?;
+    let next_cursor = core.cursors.close_page(LIST, &mut rows, rows_max, |row| row.id.to_string());
+    let items = rows
+        .into_iter()
+        .map(|row| Worker {
+            id: row.id.to_string(),
+            profile: row.profile,
+            host: row.host,
+            version: row.version,
+            queues: row.queues,
+            tasks: row.tasks,
+            slots: row.slots.unsigned_abs(),
+            running: u32::try_from(row.running).unwrap_or(u32::MAX),
+            connected_at: Some(to_timestamp(row.connected_at)),
+            last_seen_at: Some(to_timestamp(row.seen_at)),
+        })
+        .collect();
+    Ok(ListWorkersResponse { items, next_cursor })
+}
+
+/// The id of a job that the caller may read.
+async fn readable(core: &Core, caller: &Caller, id: &str) -> Result<Uuid, Fail> {
+    let id: Uuid = id.parse().map_err(|_| not_found())?;
+    sqlx::query_scalar!(
+        r#"select id as "id!" from jobs.any_job where id = $1 and ($2::uuid is null or owner_id = $2)"#,
+        id,
+        caller.narrowed_to("jobs:read"),
+    )
+    .fetch_optional(&core.pool)
+    .await?
+    .ok_or_else(not_found)
+}
+
+fn not_found() -> Fail {
+    Fail::not_found("jobs.job_not_found", "There is no such job.")
+}

@@ -1,0 +1,163 @@
+//! A job as it is shown: its row, and why it waits. The reason is found when it is asked for, from the job's state and
+//! what surrounds it (paused queues, connected workers), so that nothing has to be kept true while nobody looks.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use kit::{Fail, clock::to_timestamp};
+use proto::jobs::{Job, JobError, Progress, WaitingReason};
+use uuid::Uuid;
+
+use crate::{Core, engine::State};
+
+/// A row of the view `jobs.any_job`.
+#[derive(Debug, sqlx::FromRow)]
+pub(crate) struct JobRow {
+    pub(crate) id: Uuid,
+    pub(crate) owner_id: Uuid,
+    pub(crate) task: String,
+    pub(crate) queue: String,
+    pub(crate) state: String,
+    pub(crate) priority: i16,
+    pub(crate) run_at: DateTime<Utc>,
+    pub(crate) attempt: i32,
+    pub(crate) max_attempts: i32,
+    pub(crate) worker_id: Option<Uuid>,
+    pub(crate) started_at: Option<DateTime<Utc>>,
+    pub(crate) progress_percent: Option<f64>,
+    pub(crate) progress_stage: Option<String>,
+    pub(crate) progress_message: Option<String>,
+    pub(crate) error_kind: Option<String>,
+    pub(crate) error_message: Option<String>,
+    pub(crate) error_retryable: Option<bool>,
+    pub(crate) batch_id: Option<Uuid>,
+    pub(crate) child_batch_id: Option<Uuid>,
+    pub(crate) tags: Vec<String>,
+    pub(crate) args: String,
+    pub(crate) result: Option<String>,
+    pub(crate) since: DateTime<Utc>,
+    pub(crate) created_at: DateTime<Utc>,
+    pub(crate) finished_at: Option<DateTime<Utc>>,
+}
+
+impl JobRow {
+    /// The job as the contract shows it.
+    ///
+    /// # Errors
+    /// `internal` for a state that this version does not know.
+    pub(crate) fn into_proto(self, surroundings: &Surroundings) -> Result<Job, Fail> {
+        let state: State = self.state.parse()?;
+        let waiting_reason = self.waiting_reason(state, surroundings);
+        Ok(Job {
+            id: self.id.to_string(),
+            task: self.task,
+            queue: self.queue,
+            state: state.to_proto() as i32,
+            attempt: self.attempt.unsigned_abs(),
+            max_attempts: self.max_attempts.unsigned_abs(),
+            owner_id: self.owner_id.to_string(),
+            args_json: self.args,
+            priority: u32::from(self.priority.unsigned_abs()),
+            tags: self.tags,
+            progress: self.progress_percent.map(|percent| Progress {
+                percent,
+                stage: self.progress_stage.unwrap_or_default(),
+                message: self.progress_message.unwrap_or_default(),
+            }),
+            waiting_reason,
+            result_json: self.result.unwrap_or_default(),
+            error: self.error_kind.map(|kind| JobError {
+                kind,
+                message: self.error_message.unwrap_or_default(),
+                retryable: self.error_retryable.unwrap_or(false),
+            }),
+            worker_id: text(self.worker_id),
+            batch_id: text(self.batch_id),
+            child_batch_id: text(self.child_batch_id),
+            created_at: Some(to_timestamp(self.created_at)),
+            run_at: Some(to_timestamp(self.run_at)),
+            started_at: self.started_at.map(to_timestamp),
+            finished_at: self.finished_at.map(to_timestamp),
+        })
+    }
+
+    fn waiting_reason(&self, state: State, surroundings: &Surroundings) -> Option<WaitingReason> {
+        let run_at = || self.run_at.to_rfc3339_opts(SecondsFormat::Millis, true);
+        let mut since = self.since;
+        let (reason, detail) = match state {
+            State::Scheduled if self.attempt > 0 => {
+                ("retry", format!("Attempt {} starts at {}.", self.attempt + 1, run_at()))
+            }
+            State::Scheduled => ("not_due", format!("Due at {}.", run_at())),
+            State::Suspended => ("waiting_for_children", text(self.child_batch_id)),
+            State::Queued => {
+                if let Some(paused_at) = surroundings.paused.get(&self.queue) {
+                    // It has waited for this reason only while both were so.
+                    since = since.max(*paused_at);
+                    ("queue_paused", format!("The queue `{}` is paused.", self.queue))
+                } else if !surroundings.offered.contains(&(self.queue.clone(), self.task.clone())) {
+                    let detail = format!("No connected worker runs `{}` from the queue `{}`.", self.task, self.queue);
+                    ("no_worker", detail)
+                } else {
+                    ("no_free_slot", String::new())
+                }
+            }
+            State::Running | State::Cancelling | State::Succeeded | State::Failed | State::Cancelled => return None,
+        };
+        Some(WaitingReason { reason: reason.to_owned(), since: Some(to_timestamp(since)), detail })
+    }
+}
+
+/// What decides why a queued job has not started.
+#[derive(Debug, Default)]
+pub(crate) struct Surroundings {
+    /// Paused queues, and since when.
+    paused: HashMap<String, DateTime<Utc>>,
+    /// Queue and task, where a connected worker takes that task from that queue.
+    offered: HashSet<(String, String)>,
+}
+
+impl Surroundings {
+    /// Of these jobs; asks the database only when one of them is queued.
+    ///
+    /// # Errors
+    /// As the database.
+    pub(crate) async fn of(core: &Core, rows: &[JobRow]) -> Result<Self, Fail> {
+        let queued = rows.iter().filter(|row| row.state == State::Queued.as_str());
+        let pairs: BTreeSet<(&str, &str)> = queued.map(|row| (row.queue.as_str(), row.task.as_str())).collect();
+        if pairs.is_empty() {
+            return Ok(Self::default());
+        }
+        let (queues, tasks): (Vec<String>, Vec<String>) =
+            pairs.into_iter().map(|(queue, task)| (queue.to_owned(), task.to_owned())).unzip();
+        let found = sqlx::query!(
+            r#"select pair.queue as "queue!", pair.task as "task!", queue.paused_at as "paused_at?",
+                 exists (
+                   select from jobs.worker
+                   where worker.expires_at > $3 and not worker.is_draining and pair.task = any(worker.tasks)
+                     and (worker.queues = '{}' or pair.queue = any(worker.queues))
+                 ) as "is_offered!"
+               from unnest($1::text[], $2::text[]) as pair (queue, task)
+               left join jobs.queue on queue.name = pair.queue"#,
+            &queues,
+            &tasks,
+            core.clock.now(),
+        )
+        .fetch_all(&core.pool)
+        .await?;
+        let mut surroundings = Self::default();
+        for pair in found {
+            if let Some(paused_at) = pair.paused_at {
+                surroundings.paused.insert(pair.queue.clone(), paused_at);
+            }
+            if pair.is_offered {
+                surroundings.offered.insert((pair.queue, pair.task));
+            }
+        }
+        Ok(surroundings)
+    }
+}
+
+fn text(id: Option<Uuid>) -> String {
+    id.map(|id| id.to_string()).unwrap_or_default()
+}
