@@ -1,0 +1,75 @@
+//! The worker's own credential: a service key, exchanged at `auth` for short access tokens. Every stream and every call
+//! shows a token; the key itself goes nowhere else.
+
+use std::{sync::Arc, time::Duration};
+
+use kit::{
+    Fail, Secret,
+    grpc::{Call, Peer},
+};
+use proto::auth::{ExchangeServiceKeyRequest, service_keys_client::ServiceKeysClient};
+use tokio::{sync::Mutex, time::Instant};
+
+/// How long `auth` may take to answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+/// A service key and the role that exchanges it. Cheap to clone; clones share their token.
+#[derive(Debug, Clone)]
+pub struct Credential(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    auth: Peer,
+    key: Secret,
+    token: Mutex<Option<Token>>,
+}
+
+#[derive(Debug, Clone)]
+struct Token {
+    secret: Secret,
+    /// A new one is fetched from here on, well before the old one ends.
+    stale_at: Instant,
+}
+
+impl Credential {
+    /// `key` is a service key `gld_<id>_<secret>` whose scope holds `workers:connect`.
+    #[must_use]
+    pub fn new(auth: Peer, key: Secret) -> Self {
+        Self(Arc::new(Inner { auth, key, token: Mutex::new(None) }))
+    }
+
+    /// The context of a call that shows a live token.
+    ///
+    /// # Errors
+    /// As `ServiceKeys/Exchange`; `unavailable` when `auth` is away.
+    pub(crate) async fn call(&self, request_id: &str) -> Result<Call, Fail> {
+        Ok(Call::with_token(self.token().await?, request_id))
+    }
+
+    /// Forgets the present token, as when a role did not believe it.
+    pub(crate) async fn forget(&self) {
+        *self.0.token.lock().await = None;
+    }
+
+    async fn token(&self) -> Result<Secret, Fail> {
+        // The lock is held over the exchange, so that a burst of calls makes one.
+        let mut token = self.0.token.lock().await;
+        if let Some(token) = token.as_ref().filter(|token| Instant::now() < token.stale_at) {
+            return Ok(token.secret.clone());
+        }
+        let asked_at = Instant::now();
+        let request = ExchangeServiceKeyRequest { key: self.0.key.expose().clone() };
+        let request = Call::anonymous("worker").request_within(ANSWER_WITHIN, request);
+        let mut client = ServiceKeysClient::new(self.0.auth.clone());
+        let answer = tokio::time::timeout(ANSWER_WITHIN, client.exchange(request))
+            .await
+            .map_err(|_| Fail::unavailable("unavailable", "A part of the system is away for the moment."))??
+            .into_inner();
+        let fresh = Token {
+            secret: Secret::new(answer.access_token),
+            stale_at: asked_at + Duration::from_secs(answer.expires_in.into()) * 2 / 3,
+        };
+        *token = Some(fresh.clone());
+        Ok(fresh.secret)
+    }
+}

@@ -1,0 +1,77 @@
+//! Lifecycle hooks: the place where metrics, tracing and one's own steps attach to a worker and to each of its tasks.
+//! Hooks watch; they cannot change what happens, and they must not block, since attempts wait for them.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
+
+use crate::{Profile, failure::kind};
+
+/// One attempt, as hooks see it.
+#[derive(Debug, Clone, Copy)]
+pub struct Run<'a> {
+    pub job_id: &'a str,
+    /// From 1.
+    pub attempt: u32,
+    pub task: &'a str,
+    pub queue: &'a str,
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone, Copy)]
+pub struct Ended<'a> {
+    /// `succeeded`, `failed`, `stopped`, `suspended`, `interrupted` or `fenced`.
+    pub outcome: &'static str,
+    /// The kind of its failure, where it failed.
+    pub failure_kind: Option<&'a str>,
+    pub took: Duration,
+}
+
+/// Called around a worker and its tasks. Every method does nothing unless it is written.
+pub trait Hooks: Send + Sync + 'static {
+    /// Before the worker connects for the first time.
+    fn before_worker(&self, _profile: &Profile) {}
+    /// Before an attempt's task runs.
+    fn before_task(&self, _run: &Run<'_>) {}
+    /// After an attempt has ended, whatever its end.
+    fn after_task(&self, _run: &Run<'_>, _ended: &Ended<'_>) {}
+    /// After the worker has ended all attempts and closed its stream.
+    fn after_worker(&self, _profile: &Profile) {}
+}
+
+/// Several hooks, called in their order.
+#[derive(Clone, Default)]
+pub(crate) struct AllHooks(pub(crate) Arc<[Arc<dyn Hooks>]>);
+
+impl AllHooks {
+    /// A hook that panics is logged: an attempt must not hang for the sake of who watches it.
+    pub(crate) fn each(&self, call: impl Fn(&dyn Hooks)) {
+        for hooks in self.0.iter() {
+            if catch_unwind(AssertUnwindSafe(|| call(hooks.as_ref()))).is_err() {
+                tracing::error!("a lifecycle hook panicked");
+            }
+        }
+    }
+}
+
+/// Records `guildhall_task_duration_seconds{queue,task,outcome}` and `guildhall_task_failures_total{queue,task,kind}`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Metrics;
+
+impl Hooks for Metrics {
+    fn after_task(&self, run: &Run<'_>, ended: &Ended<'_>) {
+        let labels = [("queue", run.queue.to_owned()), ("task", run.task.to_owned())];
+        let mut with_outcome = labels.to_vec();
+        with_outcome.push(("outcome", ended.outcome.to_owned()));
+        metrics::histogram!("guildhall_task_duration_seconds", &with_outcome).record(ended.took.as_secs_f64());
+        if let Some(failure_kind) = ended.failure_kind {
+            // A task's own kind may come from its input, and must not become a label.
+            let known = kind::SHARED.iter().find(|known| **known == failure_kind).map_or("own", |known| known);
+            let mut with_kind = labels.to_vec();
+            with_kind.push(("kind", known.to_owned()));
+            metrics::counter!("guildhall_task_failures_total", &with_kind).increment(1);
+        }
+    }
+}

@@ -1,0 +1,376 @@
+//! A `jobs` that does what a test's script says, behind the real generated servers and the real guard; and a worker with
+//! real children, real storage and a real scratch folder in front of it.
+
+#![allow(dead_code, reason = "each test file uses its part")]
+
+pub(crate) mod tasks;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
+use ed25519_dalek::{SigningKey, pkcs8::EncodePrivateKey as _};
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use kit::{
+    Clock, Fail, Secret,
+    grpc::{Guard, Peer},
+    identity::{ACCESS_TOKEN_TYPE, AUDIENCE, Claims, Verifier},
+    storage::Storage,
+    tasks::Tasks,
+};
+use proto::{
+    auth::{
+        ExchangeServiceKeyRequest, ServiceToken,
+        service_keys_server::{ServiceKeys, ServiceKeysServer},
+    },
+    worker::{
+        Assign, Assignment, AttemptFile, AttemptRef, CreateAttemptFileRequest, FanOutRequest, FanOutResponse,
+        FromWorker, GetAttemptFileRequest, Heartbeat, Hello, ListChildrenRequest, ListChildrenResponse, Outcome,
+        ProgressUpdate, Receipt, Renewed, Stop, StopAttempt, ToWorker, Welcome,
+        attempts_server::{Attempts, AttemptsServer},
+        from_worker::Message as From,
+        outcome::End,
+        to_worker::Message as To,
+        workers_server::{Workers, WorkersServer},
+    },
+};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+use worker::{Credential, Setup, SlotCommand, Worker};
+
+const ISSUER: &str = "http://worker.test";
+/// Nothing here takes long; this ends a test that would hang.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A worker in front of a scripted `jobs`.
+pub(crate) struct House {
+    pub(crate) tasks: Tasks,
+    pub(crate) worker: Worker,
+    pub(crate) storage: Storage,
+    pub(crate) files: Arc<Mutex<Files>>,
+    pub(crate) folder: TempDir,
+    streams: mpsc::Receiver<Stream>,
+}
+
+/// What the scripted `jobs` knows of files and batches.
+#[derive(Default)]
+pub(crate) struct Files {
+    pub(crate) rows: HashMap<String, AttemptFile>,
+    pub(crate) created: Vec<AttemptFile>,
+    pub(crate) fan_outs: Vec<FanOutRequest>,
+}
+
+/// How a worker of the tests differs from the default.
+pub(crate) struct Shape {
+    pub(crate) slots: u32,
+    pub(crate) slot_mib_max: u64,
+    pub(crate) grace_s: u32,
+    pub(crate) drain_s: u32,
+    pub(crate) lease_s: f64,
+}
+
+impl Default for Shape {
+    fn default() -> Self {
+        Self { slots: 2, slot_mib_max: 64, grace_s: 0, drain_s: 60, lease_s: 30.0 }
+    }
+}
+
+impl House {
+    pub(crate) fn new(shape: &Shape) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let storage =
+            Storage::open(&format!("file://{}/storage", folder.path().display()), None, None).expect("storage");
+        let (sender, streams) = mpsc::channel(8);
+        let files = Arc::<Mutex<Files>>::default();
+        let scripted = Scripted { streams: sender, files: files.clone(), lease_s: shape.lease_s };
+        let routes = tonic::service::Routes::new(WorkersServer::new(scripted.clone()))
+            .add_service(AttemptsServer::new(scripted.clone()))
+            .add_service(ServiceKeysServer::new(scripted));
+        let verifier = Verifier::new(ISSUER, Arc::new(|| Box::pin(async { Ok(jwks()) })));
+        let peer = Peer::local(routes, &Guard::new(verifier));
+        let settings = worker::Settings {
+            worker_slots: shape.slots,
+            worker_slot_bytes_max: kit::config::Bytes(shape.slot_mib_max * 1024 * 1024),
+            worker_grace_s: shape.grace_s,
+            worker_drain_s: shape.drain_s,
+            ..worker::Settings::default()
+        };
+        let tasks = Tasks::new();
+        let setup = Setup {
+            settings,
+            registry: tasks::registry(),
+            jobs: peer.clone(),
+            credential: Credential::new(peer, Secret::new("gld_test_key".to_owned())),
+            storage: storage.clone(),
+            scratch_dir: folder.path().join("scratch"),
+            slot_command: SlotCommand { program: env!("CARGO_BIN_EXE_worker-test-slot").into(), args: Vec::new() },
+            clock: Clock::system(),
+            hooks: Vec::new(),
+        };
+        let worker = Worker::start(setup, &tasks).expect("a worker");
+        Self { tasks, worker, storage, files, folder, streams }
+    }
+
+    /// The worker's next stream, after its hello and our welcome.
+    pub(crate) async fn accept(&mut self) -> Stream {
+        patient(self.streams.recv()).await.expect("the worker connects")
+    }
+
+    /// A whole file that the job's owner owns.
+    pub(crate) async fn add_file(&self, id: &str, name: &str, bytes: &[u8]) {
+        let key = format!("files/{id}");
+        let mut writer = self.storage.writer(&key).expect("a writer");
+        writer.write(bytes.to_vec().into()).await.expect("a write");
+        let written = writer.finish().await.expect("an object");
+        let row = AttemptFile {
+            id: id.to_owned(),
+            name: name.to_owned(),
+            size_bytes: written.size,
+            storage_key: key,
+            ..AttemptFile::default()
+        };
+        self.files.lock().unwrap().rows.insert(id.to_owned(), row);
+    }
+
+    /// The folders of slots that hold anything.
+    pub(crate) fn scratch_leftovers(&self) -> Vec<String> {
+        let slots = std::fs::read_dir(self.folder.path().join("scratch")).expect("the scratch folder");
+        let slots = slots.map(|slot| slot.expect("an entry").path()).filter(|slot| slot.is_dir());
+        let inside = slots.flat_map(|slot| std::fs::read_dir(slot).expect("a slot's folder"));
+        inside.map(|entry| entry.expect("an entry").path().display().to_string()).collect()
+    }
+}
+
+/// One stream, from the side of `jobs`.
+pub(crate) struct Stream {
+    pub(crate) hello: Hello,
+    pub(crate) heartbeats: Vec<Heartbeat>,
+    pub(crate) progress: Vec<ProgressUpdate>,
+    pub(crate) logs: Vec<String>,
+    /// Whether heartbeats are answered.
+    pub(crate) renews: bool,
+    /// Whether outcomes are.
+    pub(crate) receipts: bool,
+    incoming: Streaming<FromWorker>,
+    outgoing: mpsc::Sender<Result<ToWorker, Status>>,
+    pub(crate) credit: u32,
+    last_token: u64,
+}
+
+impl Stream {
+    pub(crate) async fn send(&self, message: To) {
+        // A worker that has ended its side hears nothing, and need not.
+        drop(self.outgoing.send(Ok(ToWorker { message: Some(message) })).await);
+    }
+
+    pub(crate) async fn assign(&mut self, job_id: &str, task: &str, args: Value) -> AttemptRef {
+        self.assign_with(job_id, task, args, 60.0).await
+    }
+
+    pub(crate) async fn assign_with(&mut self, job_id: &str, task: &str, args: Value, timeout_s: f64) -> AttemptRef {
+        self.last_token += 1;
+        let attempt = AttemptRef { job_id: job_id.to_owned(), token: self.last_token };
+        let item = Assignment {
+            attempt: Some(attempt.clone()),
+            number: 1,
+            task: task.to_owned(),
+            queue: "default".to_owned(),
+            args_json: args.to_string(),
+            owner_id: "owner".to_owned(),
+            timeout_s,
+            ..Assignment::default()
+        };
+        self.send(To::Assign(Assign { items: vec![item] })).await;
+        attempt
+    }
+
+    pub(crate) async fn stop(&self, attempt: &AttemptRef, why: &str) {
+        let item = StopAttempt { attempt: Some(attempt.clone()), why: why.to_owned(), grace_s: 0.0 };
+        self.send(To::Stop(Stop { items: vec![item] })).await;
+    }
+
+    /// Reads what the worker says until `until` holds; answers heartbeats and outcomes meanwhile.
+    pub(crate) async fn read_until(&mut self, mut until: impl FnMut(&Self, &[Outcome]) -> bool) -> Vec<Outcome> {
+        let mut outcomes = Vec::new();
+        while !until(self, &outcomes) {
+            outcomes.extend(self.read().await.expect("the worker keeps its stream open"));
+        }
+        outcomes
+    }
+
+    /// The next outcome of this attempt.
+    pub(crate) async fn outcome(&mut self, attempt: &AttemptRef) -> End {
+        let is_it = |outcome: &Outcome| outcome.attempt.as_ref() == Some(attempt);
+        let outcomes = self.read_until(|_, outcomes| outcomes.iter().any(is_it)).await;
+        outcomes.into_iter().find(is_it).and_then(|outcome| outcome.end).expect("an end")
+    }
+
+    /// Reads until this attempt has told progress; its message.
+    pub(crate) async fn started(&mut self, attempt: &AttemptRef) -> String {
+        let told = |stream: &Self| {
+            let mut updates = stream.progress.iter();
+            updates.find(|update| update.attempt.as_ref() == Some(attempt)).map(|update| update.message.clone())
+        };
+        self.read_until(|stream, _| told(stream).is_some()).await;
+        told(self).expect("it was told")
+    }
+
+    /// Reads to the stream's end; the outcomes on the way.
+    pub(crate) async fn read_to_end(mut self) -> Vec<Outcome> {
+        let mut outcomes = Vec::new();
+        while let Some(more) = self.read().await {
+            outcomes.extend(more);
+        }
+        outcomes
+    }
+
+    /// One message; `None` at the stream's end.
+    pub(crate) async fn read(&mut self) -> Option<Vec<Outcome>> {
+        let message = patient(self.incoming.message()).await.ok().flatten()?;
+        match message.message.expect("a message") {
+            From::Heartbeat(heartbeat) => {
+                if self.renews {
+                    self.send(To::Renewed(Renewed { sequence: heartbeat.sequence })).await;
+                }
+                self.heartbeats.push(heartbeat);
+            }
+            From::Credit(credit) => self.credit += credit.slots,
+            From::Report(report) => {
+                self.progress.extend(report.progress);
+                self.logs.extend(report.logs.into_iter().map(|entry| entry.message));
+                if self.receipts && !report.outcomes.is_empty() {
+                    let accepted = report.outcomes.iter().filter_map(|outcome| outcome.attempt.clone()).collect();
+                    self.send(To::Receipt(Receipt { accepted, refused: Vec::new() })).await;
+                }
+                return Some(report.outcomes);
+            }
+            From::Hello(_) => panic!("a second hello"),
+        }
+        Some(Vec::new())
+    }
+}
+
+#[derive(Clone)]
+struct Scripted {
+    streams: mpsc::Sender<Stream>,
+    files: Arc<Mutex<Files>>,
+    lease_s: f64,
+}
+
+#[tonic::async_trait]
+impl Workers for Scripted {
+    type WorkStream = ReceiverStream<Result<ToWorker, Status>>;
+
+    async fn work(&self, request: Request<Streaming<FromWorker>>) -> Result<Response<Self::WorkStream>, Status> {
+        let mut incoming = request.into_inner();
+        let Some(FromWorker { message: Some(From::Hello(hello)) }) = incoming.message().await? else {
+            return Err(Status::invalid_argument("no hello"));
+        };
+        let (outgoing, receiver) = mpsc::channel(64);
+        let stream = Stream {
+            hello,
+            heartbeats: Vec::new(),
+            progress: Vec::new(),
+            logs: Vec::new(),
+            renews: true,
+            receipts: true,
+            incoming,
+            outgoing,
+            credit: 0,
+            last_token: 0,
+        };
+        let welcome = Welcome { worker_id: "w1".to_owned(), lease_s: self.lease_s, heartbeat_s: self.lease_s / 3.0 };
+        stream.send(To::Welcome(welcome)).await;
+        self.streams.send(stream).await.map_err(|_| Status::unavailable("the test is over"))?;
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}
+
+#[tonic::async_trait]
+impl Attempts for Scripted {
+    async fn get_file(&self, request: Request<GetAttemptFileRequest>) -> Result<Response<AttemptFile>, Status> {
+        let file_id = request.into_inner().file_id;
+        let found = self.files.lock().unwrap().rows.get(&file_id).cloned();
+        let found = found.ok_or_else(|| Fail::not_found("jobs.file_not_found", "There is no such file."))?;
+        Ok(Response::new(found))
+    }
+
+    async fn create_file(&self, request: Request<CreateAttemptFileRequest>) -> Result<Response<AttemptFile>, Status> {
+        let mut files = self.files.lock().unwrap();
+        let id = format!("new-{}", files.created.len());
+        let row = AttemptFile {
+            storage_key: format!("files/{id}"),
+            id,
+            name: request.into_inner().name,
+            ..AttemptFile::default()
+        };
+        files.created.push(row.clone());
+        Ok(Response::new(row))
+    }
+
+    async fn fan_out(&self, request: Request<FanOutRequest>) -> Result<Response<FanOutResponse>, Status> {
+        let request = request.into_inner();
+        if request.attempt.as_ref().is_some_and(|attempt| attempt.job_id == "fenced") {
+            return Err(Fail::conflict("jobs.fenced", "This attempt does not count any more.").into());
+        }
+        self.files.lock().unwrap().fan_outs.push(request);
+        Ok(Response::new(FanOutResponse { batch_id: "batch".to_owned() }))
+    }
+
+    async fn list_children(
+        &self,
+        _request: Request<ListChildrenRequest>,
+    ) -> Result<Response<ListChildrenResponse>, Status> {
+        Err(Status::unimplemented("no test of the runtime asks"))
+    }
+}
+
+#[tonic::async_trait]
+impl ServiceKeys for Scripted {
+    async fn exchange(&self, request: Request<ExchangeServiceKeyRequest>) -> Result<Response<ServiceToken>, Status> {
+        assert_eq!(request.into_inner().key, "gld_test_key");
+        Ok(Response::new(ServiceToken { access_token: token(), expires_in: 300 }))
+    }
+}
+
+fn key() -> SigningKey {
+    SigningKey::from_bytes(&[7; 32])
+}
+
+fn jwks() -> String {
+    let x = BASE64_URL_SAFE_NO_PAD.encode(key().verifying_key().as_bytes());
+    serde_json::json!({ "keys": [{ "kty": "OKP", "crv": "Ed25519", "alg": "EdDSA", "use": "sig", "kid": "k", "x": x }] })
+        .to_string()
+}
+
+fn token() -> String {
+    let clock = Clock::system();
+    let now = clock.now().timestamp();
+    let claims = Claims {
+        iss: ISSUER.to_owned(),
+        aud: AUDIENCE.to_owned(),
+        sub: clock.new_id(),
+        exp: now + 300,
+        iat: now,
+        nbf: now,
+        jti: clock.new_id(),
+        sid: None,
+        generation: 0,
+        roles: vec!["service".to_owned()],
+        scope: "workers:connect:any".to_owned(),
+    };
+    let header =
+        Header { typ: Some(ACCESS_TOKEN_TYPE.to_owned()), kid: Some("k".to_owned()), ..Header::new(Algorithm::EdDSA) };
+    let der = key().to_pkcs8_der().expect("a key");
+    jsonwebtoken::encode(&header, &claims, &EncodingKey::from_ed_der(der.as_bytes())).expect("a token")
+}
+
+async fn patient<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.expect("nothing here takes that long")
+}

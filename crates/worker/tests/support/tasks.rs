@@ -1,0 +1,95 @@
+//! The tasks of the tests, for the worker process and for its children alike.
+
+use std::hint::black_box;
+
+use futures::future::BoxFuture;
+use serde_json::{Value, json};
+use worker::{Context, Ending, Failure, Level, Place, Registry, Task};
+
+pub(crate) fn registry() -> Registry {
+    Registry::new().with(Echo).with(Wait).with(Deaf).with(Spin).with(Hog).with(Pid).with(Copy).with(Crash).with(Fan)
+}
+
+macro_rules! task {
+    ($type:ident, $name:literal, $place:ident, |$context:ident, $args:ident| $body:expr) => {
+        pub(crate) struct $type;
+        impl Task for $type {
+            fn name(&self) -> &'static str {
+                $name
+            }
+            fn queue(&self) -> &'static str {
+                "default"
+            }
+            fn description(&self) -> &'static str {
+                "A task of the tests."
+            }
+            fn schema(&self) -> Value {
+                json!({ "type": "object" })
+            }
+            fn place(&self) -> Place {
+                Place::$place
+            }
+            fn run<'a>(&'a self, $context: &'a Context, $args: Value) -> BoxFuture<'a, Result<Ending, Failure>> {
+                Box::pin(async move { $body })
+            }
+        }
+    };
+}
+
+task!(Echo, "echo", Worker, |_context, args| Ok(Ending::Done(args)));
+
+// Obeys a request to stop, and says that it runs.
+task!(Wait, "wait", Worker, |context, _args| {
+    context.progress(1.0, "waiting", "");
+    context.stopping().await;
+    Err(Failure::Stopped)
+});
+
+task!(Deaf, "deaf", Worker, |context, _args| {
+    context.progress(1.0, "deaf", "");
+    std::future::pending().await
+});
+
+// Burns a core, tells its process, and never looks up.
+task!(Spin, "spin", Child, |context, _args| {
+    context.progress(1.0, "spinning", std::process::id().to_string());
+    loop {
+        black_box(0);
+    }
+});
+
+task!(Hog, "hog", Child, |context, args| {
+    let mut held = Vec::new();
+    for mib in 0..args["mib"].as_u64().unwrap_or(0) {
+        context.progress(1.0, "eating", mib.to_string());
+        held.push(black_box(vec![1_u8; 1024 * 1024]));
+    }
+    Ok(Ending::Done(json!({ "mib": held.len() })))
+});
+
+task!(Pid, "pid", Child, |_context, _args| Ok(Ending::Done(json!({ "pid": std::process::id() }))));
+
+// Reads a file and stores it twice as long, from a child.
+task!(Copy, "copy", Child, |context, args| {
+    let input = context.fetch(args["file_id"].as_str().unwrap_or_default()).await?;
+    println!("a task that prints does not disturb the frames");
+    context.log(Level::Info, format!("read {}", input.name));
+    let bytes = std::fs::read(&input.path)?;
+    let path = context.scratch().join("twice");
+    std::fs::write(&path, [bytes.as_slice(), bytes.as_slice()].concat())?;
+    let stored = context.store(&path, "twice.bin", "application/octet-stream").await?;
+    Ok(Ending::Done(json!({ "file_id": stored.file_id, "size_bytes": stored.size_bytes })))
+});
+
+task!(Crash, "crash", Child, |_context, args| {
+    if args["panic"] == json!(true) {
+        panic!("as asked");
+    }
+    std::process::exit(3)
+});
+
+task!(Fan, "fan", Worker, |context, _args| {
+    let child = worker::ChildJob { ordinal: 0, task: "echo".to_owned(), args: json!({ "n": 0 }) };
+    let finalize = worker::Finalize { task: "echo".to_owned(), args: json!({}) };
+    Ok(Ending::AwaitBatch(context.fan_out(vec![child], &finalize).await?))
+});
