@@ -196,6 +196,15 @@ impl Fail {
         self
     }
 
+    /// Rewrites where the faults of the input lie, for a caller whose body had another shape.
+    #[must_use]
+    pub fn map_pointers(mut self, rewrite: impl Fn(&str) -> String) -> Self {
+        for violation in &mut self.0.violations {
+            violation.pointer = rewrite(&violation.pointer);
+        }
+        self
+    }
+
     /// Tells when trying again makes sense.
     #[must_use]
     pub fn retry_after(mut self, wait: Duration) -> Self {
@@ -318,9 +327,10 @@ impl From<sqlx::Error> for Fail {
     fn from(error: sqlx::Error) -> Self {
         let is_away = match &error {
             sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => true,
-            // 08: connection lost; 53: out of resources; 57P0x: the server is going down or coming up.
+            // 08: connection lost; 40: a deadlock or conflict that the next try does not meet; 53: out of resources;
+            // 57P0x: the server is going down or coming up.
             sqlx::Error::Database(db) => {
-                db.code().is_some_and(|code| code.starts_with("08") || code.starts_with("53") || code.starts_with("57P"))
+                db.code().is_some_and(|code| ["08", "40", "53", "57P"].iter().any(|class| code.starts_with(class)))
             }
             _ => false,
         };

@@ -80,9 +80,10 @@ fn remove_unfinished(folder: PathBuf, older_than: SystemTime) -> io::Result<u64>
                 continue;
             }
             let name = entry.file_name();
-            let is_staged = name.to_str().and_then(|name| name.rsplit_once('#')).is_some_and(|(_, number)| {
-                !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
-            });
+            let is_staged = name
+                .to_str()
+                .and_then(|name| name.rsplit_once('#'))
+                .is_some_and(|(_, number)| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()));
             if !(kind.is_file() && is_staged) {
                 continue;
             }

@@ -29,8 +29,9 @@ pub(super) fn open(text: &str, access_key: Option<&Secret>, secret_key: Option<&
 }
 
 fn folder(url: &Url) -> Result<Storage, Fail> {
-    let folder: PathBuf =
-        url.to_file_path().map_err(|()| fault("A `file:` storage URL must name an absolute folder on this machine."))?;
+    let folder: PathBuf = url
+        .to_file_path()
+        .map_err(|()| fault("A `file:` storage URL must name an absolute folder on this machine."))?;
     let cannot = |error: String| fault(format!("The storage folder {} cannot be used: {error}.", folder.display()));
     std::fs::create_dir_all(&folder).map_err(|error| cannot(error.to_string()))?;
     let store = LocalFileSystem::new_with_prefix(&folder)
@@ -47,11 +48,8 @@ fn s3(url: &Url, access_key: Option<&Secret>, secret_key: Option<&Secret>) -> Re
     let (Some(access_key), Some(secret_key)) = (access_key, secret_key) else {
         return Err(fault("An `s3:` storage needs `storage_access_key` and `storage_secret_key`."));
     };
-    let retry = RetryConfig {
-        backoff: BackoffConfig::default(),
-        max_retries: S3_TRIES_MAX,
-        retry_timeout: S3_RETRY_WITHIN,
-    };
+    let retry =
+        RetryConfig { backoff: BackoffConfig::default(), max_retries: S3_TRIES_MAX, retry_timeout: S3_RETRY_WITHIN };
     let mut client = ClientOptions::new().with_timeout(S3_REQUEST_WITHIN);
     let mut builder = AmazonS3Builder::new()
         .with_bucket_name(bucket)
@@ -75,11 +73,8 @@ fn s3(url: &Url, access_key: Option<&Secret>, secret_key: Option<&Secret>) -> Re
         .map_err(|error| fault(format!("The `s3:` storage URL cannot be used: {error}.")))?;
     let prefix = Path::from_url_path(url.path())
         .map_err(|error| fault(format!("The storage URL's prefix cannot be used: {error}.")))?;
-    let store: Arc<dyn ObjectStore> = if prefix.as_ref().is_empty() {
-        Arc::new(store)
-    } else {
-        Arc::new(PrefixStore::new(store, prefix))
-    };
+    let store: Arc<dyn ObjectStore> =
+        if prefix.as_ref().is_empty() { Arc::new(store) } else { Arc::new(PrefixStore::new(store, prefix)) };
     Ok(Storage { store, part_bytes: S3_PART_BYTES, folder: None })
 }
 

@@ -79,10 +79,10 @@ impl Writer {
 
     /// Gives the object up and removes what was sent of it. A failure to remove is logged: the sweep comes by later.
     pub async fn abort(mut self) {
-        if let Some(mut upload) = self.upload.take() {
-            if let Err(error) = upload.abort().await {
-                tracing::warn!(%error, "the parts of an object that was given up could not be removed");
-            }
+        if let Some(mut upload) = self.upload.take()
+            && let Err(error) = upload.abort().await
+        {
+            tracing::warn!(%error, "the parts of an object that was given up could not be removed");
         }
     }
 

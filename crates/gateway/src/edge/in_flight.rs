@@ -1,0 +1,57 @@
+//! The bound on requests at work. A queue in front of a busy door would only grow, so what comes beyond the bound is
+//! told at once to come back.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use axum::{
+    body::{Body, HttpBody},
+    extract::{Request, State},
+    middleware::Next,
+    response::{IntoResponse as _, Response},
+};
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use kit::Fail;
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::{door::Door, problem::Refusal};
+
+/// Left on the response of a live stream, which has a bound of its own.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LongLived;
+
+pub(super) async fn bound(State(door): State<Arc<Door>>, request: Request, next: Next) -> Response {
+    let Ok(permit) = door.requests.clone().try_acquire_owned() else {
+        return Refusal(Fail::unavailable("busy", "Too many requests are at work: try again shortly.")).into_response();
+    };
+    let response = next.run(request).await;
+    if response.extensions().get::<LongLived>().is_some() {
+        return response;
+    }
+    response.map(|body| Body::new(Held { body, _permit: permit }))
+}
+
+/// A body that counts as work until it has been sent.
+struct Held {
+    body: Body,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl HttpBody for Held {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

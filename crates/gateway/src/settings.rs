@@ -1,0 +1,28 @@
+//! The gateway's own settings.
+
+kit::settings! {
+    /// What the public door is told from outside.
+    pub struct Settings {
+        /// Where the public API listens, as address and port. On this machine alone by default: what faces a network stands
+        /// behind a server that speaks TLS. Port 0 picks a free one.
+        pub http_listen: std::net::SocketAddr = "127.0.0.1:8080",
+        /// Addresses or networks (`10.0.0.0/8`), with commas between, of the proxies in front of the gateway. Only these
+        /// are believed when they say in `X-Forwarded-For` who is calling.
+        pub trusted_proxies: Vec<String> = "",
+        /// Origins (`https://app.example.com`), with commas between, whose pages may call the API from a browser. None by
+        /// default.
+        pub cors_origins: Vec<String> = "",
+        /// Most connections at once; more wait in the system's own queue. Each costs some 100 KiB while it is busy.
+        pub http_connections_max: u32 = "4096",
+        /// Most requests at work at once; more are answered 503 at once, since a queue of them would only grow.
+        pub http_requests_max: u32 = "1024",
+        /// Most live streams at once; more are answered 503. They are long and cheap, so they are counted apart.
+        pub live_streams_max: u32 = "2048",
+        /// Most uploads at once; more are answered 503. Each holds up to 5 MiB in memory.
+        pub uploads_max: u32 = "32",
+        /// Seconds a client has to send the head of a request. Short, because a connection is held meanwhile.
+        pub header_read_s: u32 = "15",
+        /// Seconds without a byte, in either direction, after which an upload, a download or a reader is given up.
+        pub stall_s: u32 = "30",
+    }
+}
