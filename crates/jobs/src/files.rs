@@ -123,7 +123,7 @@ async fn get(core: &Core, owner: Option<Uuid>, id: &str) -> Result<File, Fail> {
 async fn list(core: &Core, owner: Option<Uuid>, asked: &ListFilesRequest) -> Result<ListFilesResponse, Fail> {
     const LIST: &str = "files";
     let rows_max = page_rows(asked.limit);
-    let before: Option<Uuid> = core.cursors.place(LIST, &asked.cursor)?;
+    let before: Uuid = core.cursors.place(LIST, &asked.cursor)?.unwrap_or(Uuid::max());
     // Two statements, since no one plan is good for both: an owner's rows stand in an index of their own.
     let mut rows = match owner {
         Some(owner) => {
@@ -132,7 +132,7 @@ async fn list(core: &Core, owner: Option<Uuid>, asked: &ListFilesRequest) -> Res
                 r#"select id, owner_id, name, content_type as "content_type!", size_bytes as "size_bytes!",
                      sha256 as "sha256!", created_at
                    from jobs.file
-                   where owner_id = $1 and state = 'whole' and ($2::uuid is null or id < $2)
+                   where owner_id = $1 and state = 'whole' and id < $2
                    order by id desc
                    limit $3"#,
                 owner,
@@ -148,7 +148,7 @@ async fn list(core: &Core, owner: Option<Uuid>, asked: &ListFilesRequest) -> Res
                 r#"select id, owner_id, name, content_type as "content_type!", size_bytes as "size_bytes!",
                      sha256 as "sha256!", created_at
                    from jobs.file
-                   where state = 'whole' and ($1::uuid is null or id < $1)
+                   where state = 'whole' and id < $1
                    order by id desc
                    limit $2"#,
                 before,

@@ -163,7 +163,7 @@ pub(crate) async fn list_attempts(
     let job = readable(core, caller, &asked.job_id).await?;
     let list = format!("attempts of {job}");
     let rows_max = page_rows(asked.limit);
-    let before: Option<i64> = core.cursors.place(&list, &asked.cursor)?;
+    let before: i64 = core.cursors.place(&list, &asked.cursor)?.unwrap_or(i64::MAX);
     let mut rows = sqlx::query!(
         r#"select number as "number!", token as "token!", outcome as "outcome!", worker_id,
              started_at as "started_at!", finished_at, error_kind, error_message, error_retryable
@@ -177,7 +177,7 @@ pub(crate) async fn list_attempts(
              from jobs.job
              where id = $1 and worker_id is not null and attempt_started_at is not null
            ) as attempts
-           where $2::bigint is null or token < $2
+           where token < $2
            order by token desc
            limit $3"#,
         job,
@@ -257,12 +257,12 @@ pub(crate) async fn list_logs(core: &Core, caller: &Caller, asked: &ListLogsRequ
 pub(crate) async fn list_workers(core: &Core, asked: &ListWorkersRequest) -> Result<ListWorkersResponse, Fail> {
     const LIST: &str = "workers";
     let rows_max = page_rows(asked.limit);
-    let before: Option<Uuid> = core.cursors.place(LIST, &asked.cursor)?;
+    let before: Uuid = core.cursors.place(LIST, &asked.cursor)?.unwrap_or(Uuid::max());
     let mut rows = sqlx::query!(
         r#"select id, profile, host, version, queues, tasks, slots, connected_at, seen_at,
              (select count(*) from jobs.job where worker_id = worker.id) as "running!"
            from jobs.worker
-           where expires_at > $1 and ($2::uuid is null or id < $2)
+           where expires_at > $1 and id < $2
            order by id desc
            limit $3"#,
         core.clock.now(),
