@@ -29,7 +29,7 @@ pub(crate) async fn sweep_files(core: &Core) -> Result<(), Fail> {
 }
 
 /// Removes objects that no row names, and what killed writers left unfinished, older than an upload's lease. It lists
-/// the whole storage, so it runs at the start and then seldom. An object whose key is no id is not ours and stays.
+/// the whole storage, so it runs seldom. An object whose key is no id is not ours and stays.
 ///
 /// # Errors
 /// `storage_unavailable` and as the database.
@@ -147,8 +147,8 @@ async fn remove_doomed(core: &Core) -> Result<(), Fail> {
         .await?;
         let Some(last) = page.last() else { break };
         after = Some((last.at, last.id));
-        let answers: Vec<(Uuid, Result<(), Fail>)> = stream::iter(&page)
-            .map(|row| async { (row.id, core.storage.remove(&storage_key(row.id)).await) })
+        let answers: Vec<(Uuid, Result<(), Fail>)> = stream::iter(page.into_iter().map(|row| row.id))
+            .map(|id| async move { (id, core.storage.remove(&storage_key(id)).await) })
             .buffer_unordered(REMOVALS_AT_ONCE)
             .collect()
             .await;
