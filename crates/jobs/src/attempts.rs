@@ -1,1 +1,256 @@
-//! x
+//! What a running attempt may ask for. Every call shows the attempt's fencing token, and is answered in a transaction
+//! that holds the job's row: a fenced attempt is refused before it can do anything.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use kit::Fail;
+use proto::worker::{
+    AttemptFile, AttemptRef, Child, CreateAttemptFileRequest, FanOutRequest, FanOutResponse, GetAttemptFileRequest,
+    ListChildrenRequest, ListChildrenResponse, attempts_server,
+};
+use sqlx::PgConnection;
+use tonic::{Request, Response, Status};
+use uuid::Uuid;
+
+use crate::{
+    Core,
+    batches::{self, NewBatch},
+    engine::{NewJob, Place, Telling},
+    files,
+};
+
+/// Children on one page, and children that one call fans out.
+const CHILDREN_MAX: u32 = 1_000;
+
+/// The gRPC service.
+pub(crate) struct Attempts(pub(crate) Arc<Core>);
+
+#[tonic::async_trait]
+impl attempts_server::Attempts for Attempts {
+    async fn get_file(&self, request: Request<GetAttemptFileRequest>) -> Result<Response<AttemptFile>, Status> {
+        Ok(Response::new(get_file(&self.0, request.get_ref()).await?))
+    }
+
+    async fn create_file(&self, request: Request<CreateAttemptFileRequest>) -> Result<Response<AttemptFile>, Status> {
+        Ok(Response::new(create_file(&self.0, request.get_ref()).await?))
+    }
+
+    async fn fan_out(&self, request: Request<FanOutRequest>) -> Result<Response<FanOutResponse>, Status> {
+        Ok(Response::new(fan_out(&self.0, request.into_inner()).await?))
+    }
+
+    async fn list_children(
+        &self,
+        request: Request<ListChildrenRequest>,
+    ) -> Result<Response<ListChildrenResponse>, Status> {
+        Ok(Response::new(list_children(&self.0, request.get_ref()).await?))
+    }
+}
+
+/// A job whose running attempt has shown its token.
+#[derive(Debug)]
+struct Held {
+    id: Uuid,
+    owner_id: Uuid,
+    priority: i16,
+    batch_id: Option<Uuid>,
+    child_batch_id: Option<Uuid>,
+    request_id: String,
+    traceparent: Option<String>,
+}
+
+/// Parses what names an attempt.
+///
+/// # Errors
+/// `jobs.fenced` for anything that names none.
+pub(crate) fn parse(attempt: Option<&AttemptRef>) -> Result<(Uuid, i64), Fail> {
+    let attempt = attempt.ok_or_else(fenced)?;
+    let job = Uuid::try_parse(&attempt.job_id).map_err(|_| fenced())?;
+    Ok((job, i64::try_from(attempt.token).map_err(|_| fenced())?))
+}
+
+/// Holds the job of an attempt that still counts, for the rest of the transaction.
+async fn hold(conn: &mut PgConnection, attempt: Option<&AttemptRef>) -> Result<(Held, i64), Fail> {
+    let (job, token) = parse(attempt)?;
+    let held = sqlx::query_as!(
+        Held,
+        "select id, owner_id, priority, batch_id, child_batch_id, request_id, traceparent
+         from jobs.job
+         where id = $1 and token = $2 and worker_id is not null
+         for update",
+        job,
+        token,
+    )
+    .fetch_optional(conn)
+    .await?
+    .ok_or_else(fenced)?;
+    Ok((held, token))
+}
+
+async fn get_file(core: &Core, asked: &GetAttemptFileRequest) -> Result<AttemptFile, Fail> {
+    let not_found = || Fail::not_found("jobs.file_not_found", format!("There is no file `{}`.", asked.file_id));
+    let mut transaction = core.pool.begin().await?;
+    let (held, _) = hold(&mut transaction, asked.attempt.as_ref()).await?;
+    let id = Uuid::try_parse(&asked.file_id).map_err(|_| not_found())?;
+    let file = files::find_whole(&mut transaction, held.owner_id, id).await?.ok_or_else(not_found)?;
+    transaction.commit().await?;
+    Ok(AttemptFile {
+        id: file.id,
+        name: file.name,
+        content_type: file.content_type,
+        size_bytes: file.size_bytes,
+        sha256: file.sha256,
+        storage_key: file.storage_key,
+    })
+}
+
+async fn create_file(core: &Core, asked: &CreateAttemptFileRequest) -> Result<AttemptFile, Fail> {
+    let now = core.clock.now();
+    let mut transaction = core.pool.begin().await?;
+    let (held, token) = hold(&mut transaction, asked.attempt.as_ref()).await?;
+    let (id, storage_key) = files::create_for_attempt(
+        &mut transaction,
+        held.owner_id,
+        held.id,
+        token,
+        &asked.name,
+        now,
+        &core.clock,
+    )
+    .await?;
+    transaction.commit().await?;
+    Ok(AttemptFile { id: id.to_string(), name: asked.name.clone(), storage_key, ..AttemptFile::default() })
+}
+
+async fn fan_out(core: &Core, asked: FanOutRequest) -> Result<FanOutResponse, Fail> {
+    if asked.jobs.len() > CHILDREN_MAX as usize {
+        return Err(Fail::invalid("jobs.too_many", format!("One call fans out at most {CHILDREN_MAX} jobs.")));
+    }
+    let now = core.clock.now();
+    let mut transaction = core.pool.begin().await?;
+    let (held, _) = hold(&mut transaction, asked.attempt.as_ref()).await?;
+    let batch = match held.child_batch_id {
+        Some(batch) => batch,
+        None => create_child_batch(core, &mut transaction, &held, &asked, now).await?,
+    };
+    let row = sqlx::query!("select state from jobs.batch where id = $1 for update", batch)
+        .fetch_one(&mut *transaction)
+        .await?;
+    if row.state != "open" {
+        return Err(batches::closed());
+    }
+    let ordinals: Vec<i32> = asked.jobs.iter().map(|job| i32::try_from(job.ordinal).unwrap_or(i32::MAX)).collect();
+    let there = sqlx::query_scalar!(
+        r#"select ordinal as "ordinal!" from jobs.job where batch_id = $1 and ordinal = any($2)
+           union all
+           select ordinal from jobs.job_history where batch_id = $1 and ordinal = any($2)"#,
+        batch,
+        &ordinals,
+    )
+    .fetch_all(&mut *transaction)
+    .await?;
+    let mut jobs = Vec::with_capacity(asked.jobs.len());
+    for (job, ordinal) in asked.jobs.into_iter().zip(ordinals) {
+        if !there.contains(&ordinal) {
+            jobs.push(child(core, &held, batch, ordinal, job).await?);
+        }
+    }
+    let mut telling = Telling::default();
+    batches::append(&mut transaction, &core.clock, batch, &jobs, now, &mut telling).await?;
+    let streams = telling.append(&mut transaction, now).await?;
+    transaction.commit().await?;
+    core.engine.after(streams, !jobs.is_empty());
+    Ok(FanOutResponse { batch_id: batch.to_string() })
+}
+
+/// The job's own batch, made with its first children.
+async fn create_child_batch(
+    core: &Core,
+    conn: &mut PgConnection,
+    held: &Held,
+    asked: &FanOutRequest,
+    now: DateTime<Utc>,
+) -> Result<Uuid, Fail> {
+    let id = core.clock.new_id();
+    let finalize = (!asked.finalize_task.is_empty()).then(|| proto::jobs::FinalizeSpec {
+        task: asked.finalize_task.clone(),
+        args_json: asked.finalize_args_json.clone(),
+    });
+    batches::insert(conn, &NewBatch { id, owner: held.owner_id, parent: Some(held.id), finalize }, now).await?;
+    sqlx::query!("update jobs.job set child_batch_id = $2 where id = $1", held.id, id).execute(conn).await?;
+    Ok(id)
+}
+
+/// A child as the task asks for it, held to its schema; what a task may start is not bound to its owner's roles.
+async fn child(
+    core: &Core,
+    held: &Held,
+    batch: Uuid,
+    ordinal: i32,
+    job: proto::worker::FanOutJob,
+) -> Result<NewJob, Fail> {
+    let args = serde_json::from_str(&job.args_json)
+        .map_err(|_| Fail::invalid("jobs.invalid", "A child's arguments are not JSON."))?;
+    let task = core
+        .catalogue
+        .check(&core.pool, &job.task, &args, &format!("/jobs/{ordinal}"))
+        .await?
+        .map_err(|violations| {
+            Fail::invalid("jobs.invalid", "A child cannot be taken as it is.").with_violations(violations)
+        })?;
+    Ok(NewJob {
+        id: core.clock.new_id(),
+        owner_id: held.owner_id,
+        task: job.task,
+        queue: task.queue,
+        priority: u8::try_from(held.priority).unwrap_or(50),
+        run_at: None,
+        max_attempts: 3,
+        attempt_timeout_s: core.settings.attempt_timeout_s,
+        backoff: None,
+        tags: Vec::new(),
+        args: job.args_json,
+        place: Place::Child { batch, ordinal },
+        request_id: held.request_id.clone(),
+        traceparent: held.traceparent.clone(),
+    })
+}
+
+async fn list_children(core: &Core, asked: &ListChildrenRequest) -> Result<ListChildrenResponse, Fail> {
+    let limit = i64::from(asked.limit.clamp(1, CHILDREN_MAX));
+    let after = asked.after_ordinal.map_or(-1, |ordinal| i32::try_from(ordinal).unwrap_or(i32::MAX));
+    let mut transaction = core.pool.begin().await?;
+    let (held, _) = hold(&mut transaction, asked.attempt.as_ref()).await?;
+    let Some(batch) = held.batch_id else {
+        return Err(Fail::invalid("jobs.not_in_a_batch", "This job belongs to no batch."));
+    };
+    let rows = sqlx::query!(
+        r#"select ordinal as "ordinal!", id as "id!", state as "state!", args as "args!", result, error_kind, error_message
+           from jobs.any_job
+           where batch_id = $1 and ordinal > $2
+           order by ordinal
+           limit $3"#,
+        batch,
+        after,
+        limit + 1,
+    )
+    .fetch_all(&mut *transaction)
+    .await?;
+    transaction.commit().await?;
+    let is_more = rows.len() as u64 > limit.unsigned_abs();
+    let items = rows.into_iter().take(limit.unsigned_abs() as usize).map(|row| Child {
+        ordinal: row.ordinal.unsigned_abs(),
+        job_id: row.id.to_string(),
+        state: row.state,
+        args_json: row.args,
+        result_json: row.result.unwrap_or_default(),
+        error_kind: row.error_kind.unwrap_or_default(),
+        error_message: row.error_message.unwrap_or_default(),
+    });
+    Ok(ListChildrenResponse { items: items.collect(), more: is_more, batch_id: batch.to_string() })
+}
+
+fn fenced() -> Fail {
+    Fail::conflict("jobs.fenced", "This attempt no longer counts.")
+}

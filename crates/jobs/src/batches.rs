@@ -1,1 +1,321 @@
-//! x
+//! Batches: create, add to, close, show, list, cancel, watch. What ends them is `engine/fan_in.rs`.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use kit::{Fail, clock::to_timestamp, cursor::page_rows, grpc::Call, idempotency, identity::Caller};
+use proto::jobs::{
+    AddBatchJobsRequest, Batch, BatchCounts, BatchState, CancelBatchRequest, CloseBatchRequest, CreateBatchRequest,
+    GetBatchRequest, ListBatchesRequest, ListBatchesResponse, SubmitJobsResponse, SubmittedJob, WatchRequest,
+    batches_server,
+};
+use sqlx::PgConnection;
+use tonic::{Request, Response, Status};
+use uuid::Uuid;
+
+use crate::{
+    Core, SCHEMA,
+    engine::{self, NewJob, Place, Stream, Subject, Telling},
+    submissions::{self, Origin},
+};
+
+/// Jobs that a batch holds at most.
+pub(crate) const BATCH_JOBS_MAX: i32 = 100_000;
+const CURSOR: &str = "batches";
+
+/// The gRPC service.
+pub(crate) struct Batches(pub(crate) Arc<Core>);
+
+#[tonic::async_trait]
+impl batches_server::Batches for Batches {
+    async fn create(&self, request: Request<CreateBatchRequest>) -> Result<Response<Batch>, Status> {
+        let call = Call::of(&request)?.clone();
+        Ok(Response::new(create(&self.0, &call, request.into_inner()).await?))
+    }
+
+    async fn add_jobs(&self, request: Request<AddBatchJobsRequest>) -> Result<Response<SubmitJobsResponse>, Status> {
+        let call = Call::of(&request)?.clone();
+        Ok(Response::new(add_jobs(&self.0, &call, request.into_inner()).await?))
+    }
+
+    async fn close(&self, request: Request<CloseBatchRequest>) -> Result<Response<Batch>, Status> {
+        let caller = Call::of(&request)?.caller()?;
+        let batch = get(&self.0, caller, "batches:create", &request.get_ref().id).await?;
+        self.0.engine.close_batch(batch.id).await?;
+        Ok(Response::new(get(&self.0, caller, "batches:read", &request.get_ref().id).await?.into()))
+    }
+
+    async fn get(&self, request: Request<GetBatchRequest>) -> Result<Response<Batch>, Status> {
+        let caller = Call::of(&request)?.caller()?;
+        Ok(Response::new(get(&self.0, caller, "batches:read", &request.get_ref().id).await?.into()))
+    }
+
+    async fn list(&self, request: Request<ListBatchesRequest>) -> Result<Response<ListBatchesResponse>, Status> {
+        let caller = Call::of(&request)?.caller()?;
+        Ok(Response::new(list(&self.0, caller, request.get_ref()).await?))
+    }
+
+    async fn cancel(&self, request: Request<CancelBatchRequest>) -> Result<Response<Batch>, Status> {
+        let caller = Call::of(&request)?.caller()?;
+        let asked = request.get_ref();
+        let batch = get(&self.0, caller, "batches:cancel", &asked.id).await?;
+        self.0.engine.cancel_batch(batch.id, caller.subject, &asked.reason).await?;
+        Ok(Response::new(get(&self.0, caller, "batches:read", &asked.id).await?.into()))
+    }
+
+    type WatchStream = Stream;
+
+    async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Stream>, Status> {
+        let caller = Call::of(&request)?.caller()?;
+        let asked = request.get_ref();
+        let batch = get(&self.0, caller, "batches:read", &asked.id).await?;
+        let ground = &self.0.engine.ground;
+        Ok(Response::new(engine::watch(ground, &self.0.tasks, Subject::Batch, batch.id, asked.after_offset)))
+    }
+}
+
+/// A batch as its row has it.
+#[derive(Debug)]
+struct Row {
+    id: Uuid,
+    owner_id: Uuid,
+    state: String,
+    parent_job_id: Option<Uuid>,
+    total: i32,
+    succeeded: i32,
+    failed: i32,
+    cancelled: i32,
+    expired: i32,
+    finalize_job_id: Option<Uuid>,
+    created_at: DateTime<Utc>,
+    finished_at: Option<DateTime<Utc>>,
+}
+
+impl From<Row> for Batch {
+    fn from(row: Row) -> Self {
+        let text = |id: Option<Uuid>| id.map(|id| id.to_string()).unwrap_or_default();
+        let state = match row.state.as_str() {
+            "open" => BatchState::Open,
+            "running" => BatchState::Running,
+            "finalizing" => BatchState::Finalizing,
+            "finished" => BatchState::Finished,
+            "cancelled" => BatchState::Cancelled,
+            _ => BatchState::Unspecified,
+        };
+        Self {
+            id: row.id.to_string(),
+            state: state.into(),
+            counts: Some(BatchCounts {
+                total: row.total.unsigned_abs(),
+                succeeded: row.succeeded.unsigned_abs(),
+                failed: row.failed.unsigned_abs(),
+                cancelled: row.cancelled.unsigned_abs(),
+                expired: row.expired.unsigned_abs(),
+            }),
+            finalize_job_id: text(row.finalize_job_id),
+            created_at: Some(to_timestamp(row.created_at)),
+            finished_at: row.finished_at.map(to_timestamp),
+            owner_id: row.owner_id.to_string(),
+            replayed: false,
+            parent_job_id: text(row.parent_job_id),
+        }
+    }
+}
+
+async fn create(core: &Core, call: &Call, asked: CreateBatchRequest) -> Result<Batch, Fail> {
+    let caller = call.caller()?;
+    let now = core.clock.now();
+    let id = core.clock.new_id();
+    let prepared = prepare(core, call, &asked, id).await;
+    let (finalize, is_open) = (asked.finalize, asked.open);
+    let owner = caller.subject;
+    let ground = Arc::clone(&core.engine.ground);
+    let transaction = core.pool.begin().await?;
+    let key = call.idempotency.as_ref();
+    let (created, is_replayed): (Batch, bool) = idempotency::once(transaction, SCHEMA, owner, key, now, |conn| {
+        Box::pin(async move {
+            let jobs = prepared?;
+            insert(conn, &NewBatch { id, owner, parent: None, finalize }, now).await?;
+            let mut telling = Telling::default();
+            append(conn, &ground.clock, id, &jobs, now, &mut telling).await?;
+            telling.append(conn, now).await?;
+            if !is_open {
+                engine::close_within(&ground, conn, id, now).await?;
+            }
+            Ok(Batch { id: id.to_string(), ..Batch::default() })
+        })
+    })
+    .await?;
+    core.engine.after(vec![id], true);
+    let row = get(core, caller, "batches:read", &created.id).await?;
+    Ok(Batch { replayed: is_replayed, ..row.into() })
+}
+
+/// Checks everything about a new batch before anything is written.
+async fn prepare(core: &Core, call: &Call, asked: &CreateBatchRequest, id: Uuid) -> Result<Vec<NewJob>, Fail> {
+    let caller = call.caller()?;
+    if let Some(finalize) = &asked.finalize {
+        if !caller.may_run_task(&finalize.task) {
+            return Err(Fail::forbidden("jobs.forbidden", "Your roles do not allow this finalize.").at(
+                "/finalize/task",
+                "forbidden",
+                format!("your roles may not run the task `{}`", finalize.task),
+            ));
+        }
+        let args = if finalize.args_json.is_empty() { "{}" } else { &finalize.args_json };
+        let args = serde_json::from_str(args).map_err(|_| {
+            Fail::invalid("jobs.invalid", "The finalize cannot be taken as it is.").at("/finalize/args", "json", "must be JSON")
+        })?;
+        if let Err(violations) = core.catalogue.check(&core.pool, &finalize.task, &args, "/finalize").await? {
+            return Err(
+                Fail::invalid("jobs.invalid", "The finalize cannot be taken as it is.").with_violations(violations)
+            );
+        }
+    }
+    let origin = Origin::of(call)?;
+    submissions::check(core, caller, &origin, asked.jobs.clone(), |n| Place::Child {
+        batch: id,
+        ordinal: i32::try_from(n).unwrap_or(i32::MAX),
+    })
+    .await
+}
+
+/// A batch about to be.
+#[derive(Debug)]
+pub(crate) struct NewBatch {
+    pub(crate) id: Uuid,
+    pub(crate) owner: Uuid,
+    pub(crate) parent: Option<Uuid>,
+    pub(crate) finalize: Option<proto::jobs::FinalizeSpec>,
+}
+
+/// Inserts an open batch without jobs.
+pub(crate) async fn insert(conn: &mut PgConnection, new: &NewBatch, now: DateTime<Utc>) -> Result<(), Fail> {
+    let finalize_args = new.finalize.as_ref().map(|finalize| {
+        if finalize.args_json.is_empty() { "{}".to_owned() } else { finalize.args_json.clone() }
+    });
+    sqlx::query!(
+        "insert into jobs.batch (id, owner_id, state, parent_job_id, finalize_task, finalize_args, created_at)
+         values ($1, $2, 'open', $3, $4, $5, $6)",
+        new.id,
+        new.owner,
+        new.parent,
+        new.finalize.as_ref().map(|finalize| finalize.task.clone()),
+        finalize_args,
+        now,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Adds jobs to an open batch whose row is locked, or was just made, by this transaction.
+///
+/// # Errors
+/// `jobs.batch_full`.
+pub(crate) async fn append(
+    conn: &mut PgConnection,
+    clock: &kit::Clock,
+    batch: Uuid,
+    jobs: &[NewJob],
+    now: DateTime<Utc>,
+    telling: &mut Telling,
+) -> Result<(), Fail> {
+    let count = i32::try_from(jobs.len()).unwrap_or(i32::MAX);
+    let added = sqlx::query!(
+        "update jobs.batch set total = total + $2 where id = $1 and total + $2 <= $3",
+        batch,
+        count,
+        BATCH_JOBS_MAX,
+    )
+    .execute(&mut *conn)
+    .await?;
+    if added.rows_affected() == 0 {
+        return Err(Fail::invalid("jobs.batch_full", format!("A batch holds at most {BATCH_JOBS_MAX} jobs.")));
+    }
+    engine::insert(conn, clock, jobs, now, telling).await
+}
+
+async fn add_jobs(core: &Core, call: &Call, asked: AddBatchJobsRequest) -> Result<SubmitJobsResponse, Fail> {
+    let caller = call.caller()?;
+    let batch = get(core, caller, "batches:create", &asked.batch_id).await?.id;
+    let now = core.clock.now();
+    let origin = Origin { owner: caller.subject, ..Origin::of(call)? };
+    // Ordinals are given under the batch's lock, below.
+    let prepared = submissions::check(core, caller, &origin, asked.jobs, |n| Place::Child {
+        batch,
+        ordinal: i32::try_from(n).unwrap_or(i32::MAX),
+    })
+    .await;
+    let clock = core.clock.clone();
+    let transaction = core.pool.begin().await?;
+    let (owner, key) = (caller.subject, call.idempotency.as_ref());
+    let (answer, is_replayed): (SubmitJobsResponse, bool) =
+        idempotency::once(transaction, SCHEMA, owner, key, now, |conn| {
+            Box::pin(async move {
+                let mut jobs = prepared?;
+                let row = sqlx::query!("select state, total from jobs.batch where id = $1 for update", batch)
+                    .fetch_one(&mut *conn)
+                    .await?;
+                if row.state != "open" {
+                    return Err(closed());
+                }
+                for (job, ordinal) in jobs.iter_mut().zip(row.total..) {
+                    job.place = Place::Child { batch, ordinal };
+                }
+                let mut telling = Telling::default();
+                append(conn, &clock, batch, &jobs, now, &mut telling).await?;
+                telling.append(conn, now).await?;
+                let items = jobs.iter().map(|job| SubmittedJob { id: job.id.to_string(), existing: false }).collect();
+                Ok(SubmitJobsResponse { items, replayed: false, job: None })
+            })
+        })
+        .await?;
+    core.engine.after(vec![batch], true);
+    Ok(SubmitJobsResponse { replayed: is_replayed, ..answer })
+}
+
+async fn get(core: &Core, caller: &Caller, permission: &str, id: &str) -> Result<Row, Fail> {
+    let id = Uuid::try_parse(id).map_err(|_| not_found())?;
+    sqlx::query_as!(
+        Row,
+        "select id, owner_id, state, parent_job_id, total, succeeded, failed, cancelled, expired, finalize_job_id,
+           created_at, finished_at
+         from jobs.batch
+         where id = $1",
+        id,
+    )
+    .fetch_optional(&core.pool)
+    .await?
+    .filter(|row| caller.may_touch(permission, row.owner_id))
+    .ok_or_else(not_found)
+}
+
+async fn list(core: &Core, caller: &Caller, asked: &ListBatchesRequest) -> Result<ListBatchesResponse, Fail> {
+    let rows = page_rows(asked.limit);
+    let before: Option<Uuid> = core.cursors.place(CURSOR, &asked.cursor)?;
+    let mut items = sqlx::query_as!(
+        Row,
+        "select id, owner_id, state, parent_job_id, total, succeeded, failed, cancelled, expired, finalize_job_id,
+           created_at, finished_at
+         from jobs.batch
+         where ($1::uuid is null or owner_id = $1) and ($2::uuid is null or id < $2)
+         order by id desc
+         limit $3",
+        caller.narrowed_to("batches:read"),
+        before,
+        rows + 1,
+    )
+    .fetch_all(&core.pool)
+    .await?;
+    let next_cursor = core.cursors.close_page(CURSOR, &mut items, rows, |row| row.id.to_string());
+    Ok(ListBatchesResponse { items: items.into_iter().map(Batch::from).collect(), next_cursor })
+}
+
+fn not_found() -> Fail {
+    Fail::not_found("jobs.batch_not_found", "There is no such batch.")
+}
+
+pub(crate) fn closed() -> Fail {
+    Fail::conflict("jobs.batch_closed", "The batch is closed; no more jobs are added to it.")
+}

@@ -1,1 +1,207 @@
-//! x
+//! Jobs: submit, show, list, cancel, retry, watch.
+
+use std::sync::Arc;
+
+use kit::{Fail, grpc::Call, outbox};
+use proto::jobs::{
+    CancelJobRequest, GetJobRequest, Job, ListAttemptsRequest, ListAttemptsResponse, ListJobsRequest, ListJobsResponse,
+    ListLogsRequest, ListLogsResponse, RetryJobRequest, SubmitJobsRequest, SubmitJobsResponse, WatchRequest, jobs_server,
+};
+use sqlx::PgConnection;
+use tonic::{Request, Response, Status};
+use uuid::Uuid;
+
+use crate::{
+    Core, SCHEMA,
+    engine::{self, Place, State, Stream, Subject, Telling},
+    reads,
+    submissions::{self, Origin, Submission},
+};
+
+/// The gRPC service.
+pub(crate) struct Jobs(pub(crate) Arc<Core>);
+
+#[tonic::async_trait]
+impl jobs_server::Jobs for Jobs {
+    async fn submit(&self, request: Request<SubmitJobsRequest>) -> Result<Response<SubmitJobsResponse>, Status> {
+        let call = Call::of(&request)?.clone();
+        Ok(Response::new(submit(&self.0, &call, request.into_inner()).await?))
+    }
+
+    async fn get(&self, request: Request<GetJobRequest>) -> Result<Response<Job>, Status> {
+        let caller = Call::of(&request)?.caller()?;
+        Ok(Response::new(reads::get_job(&self.0, caller, &request.get_ref().id).await?))
+    }
+
+    async fn list(&self, request: Request<ListJobsRequest>) -> Result<Response<ListJobsResponse>, Status> {
+        let caller = Call::of(&request)?.caller()?;
+        Ok(Response::new(reads::list_jobs(&self.0, caller, request.get_ref()).await?))
+    }
+
+    async fn cancel(&self, request: Request<CancelJobRequest>) -> Result<Response<Job>, Status> {
+        let caller = Call::of(&request)?.caller()?;
+        let asked = request.get_ref();
+        let id = touchable(&self.0, caller, "jobs:cancel", &asked.id).await?;
+        self.0.engine.cancel_job(id, caller.subject, &asked.reason).await?;
+        Ok(Response::new(reads::get_job(&self.0, caller, &asked.id).await?))
+    }
+
+    async fn retry(&self, request: Request<RetryJobRequest>) -> Result<Response<Job>, Status> {
+        let caller = Call::of(&request)?.caller()?;
+        let asked = request.get_ref();
+        let id = touchable(&self.0, caller, "jobs:retry", &asked.id).await?;
+        retry(&self.0, id).await?;
+        Ok(Response::new(reads::get_job(&self.0, caller, &asked.id).await?))
+    }
+
+    async fn list_attempts(
+        &self,
+        request: Request<ListAttemptsRequest>,
+    ) -> Result<Response<ListAttemptsResponse>, Status> {
+        let caller = Call::of(&request)?.caller()?;
+        Ok(Response::new(reads::list_attempts(&self.0, caller, request.get_ref()).await?))
+    }
+
+    async fn list_logs(&self, request: Request<ListLogsRequest>) -> Result<Response<ListLogsResponse>, Status> {
+        let caller = Call::of(&request)?.caller()?;
+        Ok(Response::new(reads::list_logs(&self.0, caller, request.get_ref()).await?))
+    }
+
+    type WatchStream = Stream;
+
+    async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Stream>, Status> {
+        let caller = Call::of(&request)?.caller()?;
+        let asked = request.get_ref();
+        let id = touchable(&self.0, caller, "jobs:read", &asked.id).await?;
+        let ground = &self.0.engine.ground;
+        Ok(Response::new(engine::watch(ground, &self.0.tasks, Subject::Job, id, asked.after_offset)))
+    }
+}
+
+async fn submit(core: &Core, call: &Call, asked: SubmitJobsRequest) -> Result<SubmitJobsResponse, Fail> {
+    let caller = call.caller()?;
+    let is_single = asked.jobs.len() == 1;
+    let mut taken = match checked(core, call, asked).await {
+        Ok(jobs) => {
+            let submission =
+                Submission { owner: caller.subject, key: call.idempotency.clone(), jobs: jobs.into() };
+            core.submitter.write(submission).await??
+        }
+        Err(fail) => submissions::refuse(core, call, fail).await?,
+    };
+    if let (true, Some(item)) = (is_single, taken.items.first()) {
+        taken.job = Some(reads::get_job(core, caller, &item.id).await?);
+    }
+    Ok(taken)
+}
+
+async fn checked(core: &Core, call: &Call, asked: SubmitJobsRequest) -> Result<Vec<engine::NewJob>, Fail> {
+    if asked.jobs.is_empty() {
+        return Err(Fail::invalid("jobs.invalid", "There is no job in it.").at("/jobs", "min_items", "must not be empty"));
+    }
+    submissions::check(core, call.caller()?, &Origin::of(call)?, asked.jobs, |_| Place::Alone).await
+}
+
+/// The id of a job that the caller may touch under `permission`.
+///
+/// # Errors
+/// `jobs.job_not_found`, for a stranger's and for a malformed id alike.
+async fn touchable(core: &Core, caller: &kit::identity::Caller, permission: &str, id: &str) -> Result<Uuid, Fail> {
+    let id = Uuid::try_parse(id).map_err(|_| not_found())?;
+    let owner = sqlx::query_scalar!(r#"select owner_id as "owner_id!" from jobs.any_job where id = $1"#, id)
+        .fetch_optional(&core.pool)
+        .await?
+        .ok_or_else(not_found)?;
+    if caller.may_touch(permission, owner) { Ok(id) } else { Err(not_found()) }
+}
+
+/// Puts a dead letter or cancelled job back into its queue, under its id. Its attempts are counted on, and it is granted
+/// `max_attempts` anew. A batch it belongs to is opened again, and will finalize again; a parent starts over with a new
+/// batch.
+async fn retry(core: &Core, id: Uuid) -> Result<(), Fail> {
+    let now = core.clock.now();
+    let mut transaction = core.pool.begin().await?;
+    let Some(job) = sqlx::query!(
+        "select state, owner_id, task, queue, attempt, events, batch_id, is_finalize
+         from jobs.job_history
+         where id = $1
+         for update",
+        id,
+    )
+    .fetch_optional(&mut *transaction)
+    .await?
+    else {
+        return Err(Fail::conflict("jobs.not_final", "It has not ended yet."));
+    };
+    if !job.state.parse::<State>()?.may_become(State::Queued) {
+        return Err(Fail::conflict("jobs.already_succeeded", "It has succeeded; there is nothing to retry."));
+    }
+    sqlx::query!(
+        "insert into jobs.job (id, owner_id, task, queue, state, priority, run_at, rank, attempt, attempts_until,
+           max_attempts, attempt_timeout_s, backoff, token, started_at, batch_id, ordinal, is_finalize, events, request_id,
+           traceparent, tags, args, since, created_at)
+         select id, owner_id, task, queue, 'queued', priority, $2, $2::timestamptz - make_interval(secs => priority * 10), attempt,
+           attempt + max_attempts, max_attempts, attempt_timeout_s, backoff, 0, started_at, batch_id, ordinal, is_finalize,
+           events + 1, request_id, traceparent, tags, args, $2, created_at
+         from jobs.job_history
+         where id = $1",
+        id,
+        now,
+    )
+    .execute(&mut *transaction)
+    .await?;
+    sqlx::query!("delete from jobs.job_history where id = $1", id).execute(&mut *transaction).await?;
+    if let Some(batch) = job.batch_id {
+        reopen(&mut transaction, batch, &job.state, job.is_finalize).await?;
+    }
+    let mut telling = Telling::default();
+    telling.state(id, job.events + 1, job.batch_id, State::Queued, job.attempt);
+    let word = proto::events::JobChanged {
+        job_id: id.to_string(),
+        owner_id: job.owner_id.to_string(),
+        task: job.task,
+        queue: job.queue,
+        state: State::Queued.as_str().to_owned(),
+        attempt: job.attempt.unsigned_abs(),
+        batch_id: job.batch_id.map(|id| id.to_string()).unwrap_or_default(),
+        error_kind: String::new(),
+    };
+    let event = outbox::Event::new("jobs.job.retried", id, &word);
+    outbox::write(&mut transaction, SCHEMA, &[event], &core.clock, None).await?;
+    let streams = telling.append(&mut transaction, now).await?;
+    transaction.commit().await?;
+    core.engine.after(streams, true);
+    Ok(())
+}
+
+/// Counts a job of the batch as not ended, and opens the batch again if it was over.
+async fn reopen(conn: &mut PgConnection, batch: Uuid, was: &str, is_finalize: bool) -> Result<(), Fail> {
+    let state = sqlx::query_scalar!("select state from jobs.batch where id = $1 for update", batch)
+        .fetch_one(&mut *conn)
+        .await?;
+    if state == "finalizing" && !is_finalize {
+        return Err(Fail::conflict("jobs.batch_finalizing", "Its batch is being finalized; retry it after that."));
+    }
+    let is_over = matches!(state.as_str(), "finished" | "cancelled");
+    sqlx::query!(
+        "update jobs.batch
+         set failed = failed - $2, cancelled = cancelled - $3,
+           state = case when not $4 then state when $5 then 'finalizing' else 'running' end,
+           finalize_job_id = case when $4 and not $5 then null else finalize_job_id end,
+           cancel_asked_at = case when $4 then null else cancel_asked_at end,
+           finished_at = null
+         where id = $1",
+        batch,
+        i32::from(was == "failed" && !is_finalize),
+        i32::from(was == "cancelled" && !is_finalize),
+        is_over,
+        is_finalize,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+pub(crate) fn not_found() -> Fail {
+    Fail::not_found("jobs.job_not_found", "There is no such job.")
+}

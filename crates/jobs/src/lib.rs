@@ -11,14 +11,22 @@ mod engine;
 mod files;
 mod jobs;
 mod queues;
+mod reads;
 mod settings;
 mod submissions;
 mod tasks;
 mod workers;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use kit::{Clock, Fail, cursor::CursorKey, db::Schema, storage::Storage, tasks::Tasks};
+use proto::{
+    jobs::{
+        batches_server::BatchesServer, files_server::FilesServer, jobs_server::JobsServer, queues_server::QueuesServer,
+        tasks_server::TasksServer, workers_server::WorkersServer as WorkerListServer,
+    },
+    worker::{attempts_server::AttemptsServer, workers_server::WorkersServer},
+};
 use sqlx::PgPool;
 use tonic::service::Routes;
 
@@ -30,6 +38,9 @@ pub const SCHEMA: Schema = Schema::new("jobs");
 /// The schema's migrations, applied with [`kit::db::migrate`].
 pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!();
 
+/// Submissions that one transaction takes in at most.
+const SUBMISSIONS_MAX: usize = 100;
+
 /// What every noun needs: the database, the time, the settings, and the engine's doors.
 #[derive(Debug)]
 pub(crate) struct Core {
@@ -39,6 +50,119 @@ pub(crate) struct Core {
     pub(crate) storage: Storage,
     /// Signs the cursors of lists.
     pub(crate) cursors: CursorKey,
+    /// Known tasks, with their compiled schemas.
+    pub(crate) catalogue: tasks::Catalogue,
     pub(crate) engine: engine::Engine,
+    pub(crate) submitter: engine::Group<submissions::Submission, submissions::Taken>,
     pub(crate) tasks: Tasks,
+}
+
+/// The running service.
+#[derive(Debug, Clone)]
+pub struct Jobs {
+    core: Arc<Core>,
+}
+
+impl Jobs {
+    /// Connects to a migrated database and starts the engine. `owns_all_workers` says that no worker can be alive that
+    /// an earlier process knew: what those held is given back at once, instead of after their lease.
+    ///
+    /// # Errors
+    /// As the database.
+    pub async fn start(
+        settings: Settings,
+        database_url: &str,
+        storage: Storage,
+        clock: Clock,
+        tasks: &Tasks,
+        owns_all_workers: bool,
+    ) -> Result<Self, Fail> {
+        let pool = kit::db::connect(database_url, SCHEMA, settings.jobs_connections_max).await?;
+        let cursors = CursorKey::new(&cursor_secret(&pool).await?);
+        let engine = engine::Engine::start(pool.clone(), clock.clone(), settings.clone(), tasks);
+        engine.make_partitions().await?;
+        if owns_all_workers {
+            let released = engine.release_all().await?;
+            if released > 0 {
+                tracing::info!(count = released, "attempts of the last process were given back");
+            }
+        }
+        let ground = Arc::clone(&engine.ground);
+        let submitter = engine::Group::start(tasks, "jobs.submit", SUBMISSIONS_MAX, move |group| {
+            let ground = Arc::clone(&ground);
+            Box::pin(async move { submissions::write(&ground, group).await })
+        });
+        let core = Arc::new(Core {
+            pool,
+            clock,
+            settings,
+            storage,
+            cursors,
+            catalogue: tasks::Catalogue::default(),
+            engine,
+            submitter,
+            tasks: tasks.clone(),
+        });
+        start_file_sweeps(&core);
+        Ok(Self { core })
+    }
+
+    /// The gRPC services, to be put behind a [`kit::grpc::Guard`].
+    pub fn routes(&self) -> Routes {
+        let core = &self.core;
+        let bytes_max = kit::grpc::MESSAGE_BYTES_MAX;
+        let mut routes = Routes::builder();
+        routes
+            .add_service(JobsServer::new(jobs::Jobs(Arc::clone(core))).max_decoding_message_size(bytes_max))
+            .add_service(BatchesServer::new(batches::Batches(Arc::clone(core))).max_decoding_message_size(bytes_max))
+            .add_service(TasksServer::new(tasks::Tasks::new(Arc::clone(core))))
+            .add_service(QueuesServer::new(queues::Queues::new(Arc::clone(core))))
+            .add_service(FilesServer::new(files::Files::new(Arc::clone(core))))
+            .add_service(WorkerListServer::new(workers::Workers(Arc::clone(core))))
+            .add_service(WorkersServer::new(workers::Workers(Arc::clone(core))).max_decoding_message_size(bytes_max))
+            .add_service(AttemptsServer::new(attempts::Attempts(Arc::clone(core))).max_decoding_message_size(bytes_max));
+        routes.routes()
+    }
+
+    /// The pool, for the metrics of its connections.
+    pub fn pool(&self) -> &PgPool {
+        &self.core.pool
+    }
+}
+
+/// Files that nobody wants any more leave, and what lies in storage is held against the rows.
+fn start_file_sweeps(core: &Arc<Core>) {
+    const FILES_EVERY: Duration = Duration::from_secs(10);
+    const STORAGE_EVERY: Duration = Duration::from_secs(600);
+    let on = Arc::clone(core);
+    core.tasks.spawn_restarting("jobs.files", move || {
+        let core = Arc::clone(&on);
+        async move {
+            let stopping = core.tasks.stopping();
+            let mut storage_at = tokio::time::Instant::now();
+            loop {
+                files::sweep_files(&core).await?;
+                if storage_at <= tokio::time::Instant::now() {
+                    files::sweep_storage(&core).await?;
+                    files::check_usage(&core).await?;
+                    storage_at = tokio::time::Instant::now() + STORAGE_EVERY;
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(FILES_EVERY) => {}
+                    () = stopping.cancelled() => return Ok(()),
+                }
+            }
+        }
+    });
+}
+
+/// The key that signs cursors: made by the first process, the same for all.
+async fn cursor_secret(pool: &PgPool) -> Result<[u8; 32], Fail> {
+    let mut fresh = [0u8; 32];
+    getrandom::fill(&mut fresh).map_err(|error| Fail::internal(error.to_string()))?;
+    sqlx::query!("insert into jobs.secret (name, value) values ('cursors', $1) on conflict (name) do nothing", &fresh[..])
+        .execute(pool)
+        .await?;
+    let value = sqlx::query_scalar!("select value from jobs.secret where name = 'cursors'").fetch_one(pool).await?;
+    value.try_into().map_err(|_| Fail::internal("the cursor key has another length than it was made with"))
 }

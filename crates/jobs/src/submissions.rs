@@ -1,1 +1,301 @@
-//! x
+//! Taking jobs in: what a caller asks for is checked against the rules, every fault is told at its pointer, and what is
+//! good becomes rows. Nothing is taken in part.
+
+use std::{sync::Arc, time::Duration};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use kit::{
+    Fail, clock,
+    fail::Violation,
+    grpc::{Call, IdempotencyKey},
+    identity::Caller,
+    idempotency,
+};
+use proto::jobs::{JobSpec, SubmitJobsResponse, SubmittedJob};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use crate::{
+    Core, SCHEMA,
+    engine::{self, Backoff, NewJob, Place, Telling},
+};
+
+/// Jobs that one call may bring.
+pub(crate) const JOBS_MAX: usize = 1_000;
+/// Bytes of one job's arguments: payloads stay small, bytes go into files.
+const ARGS_BYTES_MAX: usize = 256 * 1024;
+const TAGS_MAX: usize = 20;
+const TAG_BYTES_MAX: usize = 100;
+const MAX_ATTEMPTS_DEFAULT: u32 = 3;
+const MAX_ATTEMPTS_MAX: u32 = 100;
+const PRIORITY_DEFAULT: u32 = 50;
+/// An attempt may run for a week.
+const TIMEOUT_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// A job may be scheduled a year ahead.
+const AHEAD_MAX: TimeDelta = TimeDelta::days(366);
+
+/// Whose jobs these are, and the request they belong to.
+#[derive(Debug, Clone)]
+pub(crate) struct Origin {
+    pub(crate) owner: Uuid,
+    pub(crate) request_id: String,
+    pub(crate) traceparent: Option<String>,
+}
+
+impl Origin {
+    /// The caller's own.
+    ///
+    /// # Errors
+    /// `auth.required`.
+    pub(crate) fn of(call: &Call) -> Result<Self, Fail> {
+        Ok(Self {
+            owner: call.caller()?.subject,
+            request_id: call.request_id.clone(),
+            traceparent: call.traceparent.clone(),
+        })
+    }
+}
+
+/// Checks specs one by one; `place` tells where the n-th will stand.
+///
+/// # Errors
+/// `jobs.invalid` with every fault at `/jobs/<n>/...`; `jobs.forbidden` for a task, queue or priority that the caller's
+/// roles do not allow.
+pub(crate) async fn check(
+    core: &Core,
+    caller: &Caller,
+    origin: &Origin,
+    specs: Vec<JobSpec>,
+    place: impl Fn(usize) -> Place,
+) -> Result<Vec<NewJob>, Fail> {
+    if specs.len() > JOBS_MAX {
+        return Err(Fail::invalid("jobs.too_many", format!("One call brings at most {JOBS_MAX} jobs."))
+            .at("/jobs", "max_items", format!("must have at most {JOBS_MAX} items")));
+    }
+    let now = core.clock.now();
+    let mut jobs = Vec::with_capacity(specs.len());
+    let mut violations = Vec::new();
+    let mut forbidden = Vec::new();
+    for (n, spec) in specs.into_iter().enumerate() {
+        let at = format!("/jobs/{n}");
+        match check_one(core, caller, origin, spec, place(n), &at, now, &mut forbidden).await? {
+            Ok(job) => jobs.push(job),
+            Err(faults) => violations.extend(faults),
+        }
+    }
+    if !violations.is_empty() {
+        return Err(Fail::invalid("jobs.invalid", "A job cannot be taken as it is.").with_violations(violations));
+    }
+    if !forbidden.is_empty() {
+        return Err(Fail::forbidden("jobs.forbidden", "Your roles do not allow this job.").with_violations(forbidden));
+    }
+    Ok(jobs)
+}
+
+#[expect(clippy::too_many_arguments, reason = "one call site, and each is a different thing")]
+async fn check_one(
+    core: &Core,
+    caller: &Caller,
+    origin: &Origin,
+    spec: JobSpec,
+    place: Place,
+    at: &str,
+    now: DateTime<Utc>,
+    forbidden: &mut Vec<Violation>,
+) -> Result<Result<NewJob, Vec<Violation>>, Fail> {
+    let mut violations = Vec::new();
+    let mut fault = |pointer: &str, code: &str, message: String| {
+        violations.push(Violation { pointer: format!("{at}{pointer}"), code: code.to_owned(), message });
+    };
+    let mut forbid = |pointer: &str, message: String| {
+        forbidden.push(Violation { pointer: format!("{at}{pointer}"), code: "forbidden".to_owned(), message });
+    };
+
+    if !caller.may_run_task(&spec.task) {
+        forbid("/task", format!("your roles may not run the task `{}`", spec.task));
+    }
+    let priority = spec.priority.unwrap_or(PRIORITY_DEFAULT);
+    if priority > 100 {
+        fault("/priority", "maximum", "must be between 0 and 100".to_owned());
+    } else if priority > caller.priority_max().max(PRIORITY_DEFAULT) {
+        forbid("/priority", format!("your roles allow a priority of up to {}", caller.priority_max()));
+    }
+    let max_attempts = spec.max_attempts.unwrap_or(MAX_ATTEMPTS_DEFAULT);
+    if !(1..=MAX_ATTEMPTS_MAX).contains(&max_attempts) {
+        fault("/max_attempts", "maximum", format!("must be between 1 and {MAX_ATTEMPTS_MAX}"));
+    }
+    let timeout_s = spec.attempt_timeout_s.unwrap_or(core.settings.attempt_timeout_s);
+    if !(0.001..=TIMEOUT_MAX.as_secs_f64()).contains(&timeout_s) {
+        fault("/attempt_timeout_s", "maximum", format!("must be between 0.001 and {}", TIMEOUT_MAX.as_secs()));
+    }
+    let run_at = match spec.run_at.as_ref().map(clock::from_timestamp) {
+        None => None,
+        Some(Some(run_at)) if run_at <= now + AHEAD_MAX => Some(run_at),
+        Some(_) => {
+            fault("/run_at", "maximum", "must be a time within the next 366 days".to_owned());
+            None
+        }
+    };
+    if spec.tags.len() > TAGS_MAX || spec.tags.iter().any(|tag| tag.is_empty() || tag.len() > TAG_BYTES_MAX) {
+        fault("/tags", "max_items", format!("must be at most {TAGS_MAX} tags of 1 to {TAG_BYTES_MAX} bytes"));
+    }
+    let backoff = match spec.backoff.as_ref().map(|asked| Backoff::parse(asked, &format!("{at}/backoff"))) {
+        None => None,
+        Some(Ok(backoff)) => Some(backoff),
+        Some(Err(faults)) => {
+            violations.extend(faults);
+            None
+        }
+    };
+    let mut task_queue = String::new();
+    let args = if spec.args_json.is_empty() { "{}" } else { &spec.args_json };
+    if args.len() > ARGS_BYTES_MAX {
+        violations.push(Violation {
+            pointer: format!("{at}/args"),
+            code: "max_length".to_owned(),
+            message: format!("must be at most {ARGS_BYTES_MAX} bytes; put large input into a file"),
+        });
+    } else {
+        match serde_json::from_str::<serde_json::Value>(args) {
+            Err(_) => violations.push(Violation {
+                pointer: format!("{at}/args"),
+                code: "json".to_owned(),
+                message: "must be JSON".to_owned(),
+            }),
+            Ok(value) => match core.catalogue.check(&core.pool, &spec.task, &value, at).await? {
+                Ok(task) => task_queue = task.queue,
+                Err(faults) => violations.extend(faults),
+            },
+        }
+    }
+    let queue = spec.queue.unwrap_or(task_queue);
+    if violations.is_empty() {
+        if !core.catalogue.has_queue(&core.pool, &queue).await? {
+            violations.push(Violation {
+                pointer: format!("{at}/queue"),
+                code: "jobs.unknown_queue".to_owned(),
+                message: format!("there is no queue `{queue}`"),
+            });
+        } else if !caller.may_use_queue(&queue) {
+            forbidden.push(Violation {
+                pointer: format!("{at}/queue"),
+                code: "forbidden".to_owned(),
+                message: format!("your roles may not use the queue `{queue}`"),
+            });
+        }
+    }
+    if !violations.is_empty() {
+        return Ok(Err(violations));
+    }
+    Ok(Ok(NewJob {
+        id: core.clock.new_id(),
+        owner_id: origin.owner,
+        task: spec.task,
+        queue,
+        priority: u8::try_from(priority).unwrap_or(100),
+        run_at,
+        max_attempts: u8::try_from(max_attempts).unwrap_or(u8::MAX),
+        attempt_timeout_s: timeout_s,
+        backoff,
+        tags: spec.tags,
+        args: args.to_owned(),
+        place,
+        request_id: origin.request_id.clone(),
+        traceparent: origin.traceparent.clone(),
+    }))
+}
+
+/// A checked submission on its way to the group writer.
+#[derive(Debug, Clone)]
+pub(crate) struct Submission {
+    pub(crate) owner: Uuid,
+    pub(crate) key: Option<IdempotencyKey>,
+    pub(crate) jobs: Arc<[NewJob]>,
+}
+
+/// What became of a submission: taken in, answered before, or refused.
+pub(crate) type Taken = Result<SubmitJobsResponse, Fail>;
+
+/// Writes a group of submissions in one transaction: those without a key, and those whose key is fresh, with the key's
+/// answer beside them.
+///
+/// # Errors
+/// As the database; nothing is written then.
+pub(crate) async fn write(core: &engine::Ground, group: Vec<Submission>) -> Result<Vec<Taken>, Fail> {
+    let now = core.clock.now();
+    let mut transaction = core.pool.begin().await?;
+    let mut telling = Telling::default();
+    let mut taken = Vec::with_capacity(group.len());
+    let mut fresh: Vec<NewJob> = Vec::new();
+    let mut keys: Vec<(Uuid, &str)> = Vec::new();
+    for submission in &group {
+        let answer = answer(&submission.jobs);
+        let Some(key) = &submission.key else {
+            fresh.extend(submission.jobs.iter().cloned());
+            taken.push(Ok(answer));
+            continue;
+        };
+        // The transaction's own locks do not stop it from taking them again, so twins within the group are told here.
+        if keys.contains(&(submission.owner, &key.key)) {
+            taken.push(Err(idempotency::in_flight()));
+            continue;
+        }
+        keys.push((submission.owner, &key.key));
+        taken.push(match keyed(&mut transaction, submission.owner, key, &answer, now).await {
+            Ok(None) => {
+                fresh.extend(submission.jobs.iter().cloned());
+                Ok(answer)
+            }
+            Ok(Some(replayed)) => Ok(replayed),
+            Err(fail) if fail.is_transient() => return Err(fail),
+            Err(fail) => Err(fail),
+        });
+    }
+    engine::insert(&mut transaction, &core.clock, &fresh, now, &mut telling).await?;
+    let streams = telling.append(&mut transaction, now).await?;
+    transaction.commit().await?;
+    core.took_in(streams);
+    Ok(taken)
+}
+
+/// Answers a submission that cannot be taken. A refusal is kept under the caller's idempotency key as an answer is, and
+/// a key that was answered before gets that answer again.
+///
+/// # Errors
+/// `fail`, as a rule.
+pub(crate) async fn refuse(core: &Core, call: &Call, fail: Fail) -> Result<SubmitJobsResponse, Fail> {
+    let (Some(key), false) = (&call.idempotency, fail.is_transient()) else { return Err(fail) };
+    let transaction = core.pool.begin().await?;
+    let owner = call.caller()?.subject;
+    let (mut answer, is_replayed): (SubmitJobsResponse, bool) =
+        idempotency::once(transaction, SCHEMA, owner, Some(key), core.clock.now(), |_| Box::pin(async { Err(fail) })).await?;
+    answer.replayed = is_replayed;
+    Ok(answer)
+}
+
+/// The earlier answer to a key, or `None` after keeping this one.
+async fn keyed(
+    conn: &mut PgConnection,
+    owner: Uuid,
+    key: &IdempotencyKey,
+    answer: &SubmitJobsResponse,
+    now: DateTime<Utc>,
+) -> Result<Option<SubmitJobsResponse>, Fail> {
+    use prost::Message as _;
+    match idempotency::find(conn, SCHEMA, owner, key, now).await? {
+        idempotency::Found::Answered(earlier) => {
+            let mut earlier = SubmitJobsResponse::decode(earlier?.as_slice()).map_err(Fail::internal)?;
+            earlier.replayed = true;
+            Ok(Some(earlier))
+        }
+        idempotency::Found::Fresh => {
+            idempotency::keep(conn, SCHEMA, owner, key, Ok(&answer.encode_to_vec()), now).await?;
+            Ok(None)
+        }
+    }
+}
+
+fn answer(jobs: &[NewJob]) -> SubmitJobsResponse {
+    let items = jobs.iter().map(|job| SubmittedJob { id: job.id.to_string(), existing: false }).collect();
+    SubmitJobsResponse { items, replayed: false, job: None }
+}

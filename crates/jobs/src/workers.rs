@@ -1,1 +1,301 @@
-//! x
+//! The other end of a worker's stream: it takes the worker's hello, seats it, hears heartbeats, notes and outcomes, and
+//! answers each once it is durable.
+
+use std::{collections::HashSet, sync::Arc};
+
+use kit::{Fail, Kind, clock, grpc::Call};
+use proto::{
+    jobs::{ListWorkersRequest, ListWorkersResponse, workers_server as list_server},
+    worker::{
+        AttemptRef, Credit, FromWorker, Heartbeat, Hello, Outcome as ToldOutcome, Receipt, Renewed, Report, Stop,
+        StopAttempt, ToWorker, Welcome, from_worker, outcome, to_worker, workers_server,
+    },
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use crate::{
+    Core, attempts,
+    engine::{self, End, Fault, Note, Outcome, Said, Seat},
+    reads,
+};
+
+/// Messages that wait for a slow worker.
+const OUT_MAX: usize = 256;
+/// Reports that wait to be written; a worker that sends more waits itself.
+const REPORTS_MAX: usize = 64;
+const SLOTS_MAX: u32 = 1_000;
+const TASKS_MAX: usize = 1_000;
+const NAME_BYTES_MAX: usize = 200;
+const LOG_BYTES_MAX: usize = 8 * 1024;
+const STAGE_BYTES_MAX: usize = 200;
+const RESULT_BYTES_MAX: usize = 256 * 1024;
+const ERROR_BYTES_MAX: usize = 4 * 1024;
+
+/// The gRPC services: the stream itself, and the list of who is connected.
+#[derive(Clone)]
+pub(crate) struct Workers(pub(crate) Arc<Core>);
+
+#[tonic::async_trait]
+impl list_server::Workers for Workers {
+    async fn list(&self, request: Request<ListWorkersRequest>) -> Result<Response<ListWorkersResponse>, Status> {
+        Call::of(&request)?.caller()?;
+        Ok(Response::new(reads::list_workers(&self.0, request.get_ref()).await?))
+    }
+}
+
+#[tonic::async_trait]
+impl workers_server::Workers for Workers {
+    type WorkStream = ReceiverStream<Result<ToWorker, Status>>;
+
+    async fn work(&self, request: Request<Streaming<FromWorker>>) -> Result<Response<Self::WorkStream>, Status> {
+        let mut from = request.into_inner();
+        let Some(FromWorker { message: Some(from_worker::Message::Hello(hello)) }) = from.message().await? else {
+            return Err(Fail::malformed("workers.hello_first", "A worker says hello first.").into());
+        };
+        let (out, answers) = mpsc::channel(OUT_MAX);
+        let seat = Arc::new(greet(&self.0, hello, out).await?);
+        let core = Arc::clone(&self.0);
+        self.0.tasks.detach("jobs.worker", async move {
+            if let Err(fail) = serve(&core, &seat, from).await {
+                warn!(worker.id = %seat.worker, error = %fail, "a worker's stream ended with an error");
+                seat.fail(fail).await;
+            }
+            core.engine.unseat(&seat);
+            info!(worker.id = %seat.worker, "a worker's stream has ended");
+        });
+        Ok(Response::new(ReceiverStream::new(answers)))
+    }
+}
+
+/// Writes the worker and what it offers down, and welcomes it.
+async fn greet(core: &Core, hello: Hello, out: mpsc::Sender<Result<ToWorker, Status>>) -> Result<Seat, Fail> {
+    let is_name = |name: &String| name.len() <= NAME_BYTES_MAX;
+    if hello.slots == 0 || hello.slots > SLOTS_MAX || hello.tasks.len() > TASKS_MAX {
+        return Err(Fail::invalid("workers.invalid_hello", format!("A worker has 1 to {SLOTS_MAX} slots and at most {TASKS_MAX} tasks.")));
+    }
+    if !([&hello.profile, &hello.host, &hello.version].into_iter().all(is_name) && hello.queues.iter().all(is_name)) {
+        return Err(Fail::invalid("workers.invalid_hello", format!("A name has at most {NAME_BYTES_MAX} bytes.")));
+    }
+    let now = core.clock.now();
+    // A worker that was here before goes on under its id; any other gets a new one.
+    let worker = Uuid::try_parse(&hello.worker_id).unwrap_or_else(|_| core.clock.new_id());
+    let tasks: Vec<String> = hello.tasks.iter().map(|task| task.name.clone()).collect();
+    let mut transaction = core.pool.begin().await?;
+    crate::tasks::offer(&mut transaction, &hello.tasks, now).await?;
+    sqlx::query!(
+        "insert into jobs.worker (id, profile, host, version, queues, tasks, slots, connected_at, seen_at, expires_at)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $8, $9)
+         on conflict (id) do update
+         set profile = excluded.profile, host = excluded.host, version = excluded.version, queues = excluded.queues,
+           tasks = excluded.tasks, slots = excluded.slots, is_draining = false, connected_at = excluded.connected_at,
+           seen_at = excluded.seen_at, expires_at = excluded.expires_at",
+        worker,
+        hello.profile,
+        hello.host,
+        hello.version,
+        &hello.queues,
+        &tasks,
+        i32::try_from(hello.slots).unwrap_or(i32::MAX),
+        now,
+        engine::lease_end(&core.engine.ground, now),
+    )
+    .execute(&mut *transaction)
+    .await?;
+    transaction.commit().await?;
+    info!(worker.id = %worker, worker.profile = hello.profile, worker.slots = hello.slots, tasks = tasks.len(), "a worker is here");
+    let seat = Seat::new(worker, hello.queues, tasks, out);
+    let welcome = Welcome {
+        worker_id: worker.to_string(),
+        lease_s: core.settings.lease_s,
+        heartbeat_s: core.settings.heartbeat_s,
+    };
+    seat.send(to_worker::Message::Welcome(welcome)).await;
+    Ok(seat)
+}
+
+/// Hears a worker until it goes.
+async fn serve(core: &Arc<Core>, seat: &Arc<Seat>, mut from: Streaming<FromWorker>) -> Result<(), Fail> {
+    core.engine.seat(seat);
+    let (reports, waiting) = mpsc::channel(REPORTS_MAX);
+    core.tasks.detach("jobs.reports", write_reports(Arc::clone(core), Arc::clone(seat), waiting));
+    let stopping = core.tasks.stopping();
+    loop {
+        let message = tokio::select! {
+            message = from.message() => message,
+            // The worker is told by the end of the stream, and comes back to another replica or to the next process.
+            () = stopping.cancelled() => return Ok(()),
+        };
+        let message = match message {
+            Ok(Some(FromWorker { message: Some(message) })) => message,
+            Ok(Some(FromWorker { message: None })) => continue,
+            // The end, or a broken line: the lease decides what becomes of its attempts.
+            Ok(None) | Err(_) => return Ok(()),
+        };
+        match message {
+            from_worker::Message::Hello(_) => {
+                return Err(Fail::malformed("workers.hello_twice", "A worker says hello once."));
+            }
+            from_worker::Message::Credit(Credit { slots }) => {
+                seat.credit(slots);
+                core.engine.wake();
+            }
+            from_worker::Message::Heartbeat(heartbeat) => hear(core, seat, heartbeat).await?,
+            from_worker::Message::Report(report) => {
+                if reports.send(report).await.is_err() {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+/// Renews the lease, and compares what the worker holds with what the database says it holds.
+async fn hear(core: &Core, seat: &Seat, heartbeat: Heartbeat) -> Result<(), Fail> {
+    if heartbeat.draining {
+        seat.drain();
+    }
+    // Held until the comparison is done, so that no claim is between database and stream.
+    let mut assigned = seat.assigned.lock().await;
+    let now = core.clock.now();
+    let renewed = sqlx::query!(
+        "update jobs.worker set seen_at = $2, expires_at = $3, is_draining = $4 where id = $1",
+        seat.worker,
+        now,
+        engine::lease_end(&core.engine.ground, now),
+        heartbeat.draining,
+    )
+    .execute(&core.pool)
+    .await?;
+    if renewed.rows_affected() == 0 {
+        return Err(Fail::conflict("workers.lease_over", "The worker's lease was over; it has to say hello again."));
+    }
+    let rows = sqlx::query!("select id, token, state from jobs.job where worker_id = $1", seat.worker)
+        .fetch_all(&core.pool)
+        .await?;
+    let named: HashSet<(Uuid, i64)> =
+        heartbeat.holding.iter().filter_map(|attempt| attempts::parse(Some(attempt)).ok()).collect();
+    let held: HashSet<(Uuid, i64)> = rows.iter().map(|row| (row.id, row.token)).collect();
+    let lost: Vec<(Uuid, i64)> = held
+        .iter()
+        .filter(|attempt| !named.contains(attempt) && !assigned.is_on_its_way(**attempt, heartbeat.assignments_read))
+        .copied()
+        .collect();
+    assigned.forget(|attempt| held.contains(attempt));
+    drop(assigned);
+
+    let stop = |(job, token): (Uuid, i64), why: &str| StopAttempt {
+        attempt: Some(AttemptRef { job_id: job.to_string(), token: token.unsigned_abs() }),
+        why: why.to_owned(),
+        grace_s: core.settings.cancel_grace_s,
+    };
+    let fenced = named.difference(&held).map(|attempt| stop(*attempt, "fenced"));
+    let cancelled = rows.iter().filter(|row| row.state == "cancelling").map(|row| stop((row.id, row.token), "cancel"));
+    let items: Vec<StopAttempt> = fenced.chain(cancelled).collect();
+    if !items.is_empty() {
+        seat.send(to_worker::Message::Stop(Stop { items })).await;
+    }
+    seat.send(to_worker::Message::Renewed(Renewed { sequence: heartbeat.sequence })).await;
+    for (job, token) in lost {
+        let fault = Fault::new("heartbeat_lost", "Its worker does not know of the attempt any more.", true);
+        core.engine.finish(Outcome { job, token, end: End::Failed(fault) }).await?;
+    }
+    Ok(())
+}
+
+/// Writes a worker's reports in their order, and sends receipts.
+async fn write_reports(core: Arc<Core>, seat: Arc<Seat>, mut waiting: mpsc::Receiver<Report>) {
+    while let Some(report) = waiting.recv().await {
+        let notes = notes(&core, &report);
+        let written = futures::future::join_all(notes.into_iter().map(|note| core.engine.note(note))).await;
+        for fail in written.into_iter().filter_map(Result::err) {
+            warn!(worker.id = %seat.worker, error = %fail, "progress or a log line was not written");
+        }
+        let told = report.outcomes;
+        let ended = futures::future::join_all(told.iter().map(|outcome| end(&core, outcome))).await;
+        let mut receipt = Receipt::default();
+        for (outcome, verdict) in told.into_iter().zip(ended) {
+            match (outcome.attempt, verdict) {
+                (Some(attempt), Ok(true)) => receipt.accepted.push(attempt),
+                (Some(attempt), Ok(false)) => receipt.refused.push(attempt),
+                (None, _) => {}
+                // Not durable, so not receipted: the worker tells it again.
+                (Some(attempt), Err(fail)) => {
+                    warn!(job.id = attempt.job_id, error = %fail, "an outcome was not written; its worker will tell it again");
+                }
+            }
+        }
+        if !(receipt.accepted.is_empty() && receipt.refused.is_empty()) {
+            seat.send(to_worker::Message::Receipt(receipt)).await;
+        }
+    }
+}
+
+fn notes(core: &Core, report: &Report) -> Vec<Note> {
+    let logs = report.logs.iter().filter_map(|entry| {
+        let (job, token) = attempts::parse(entry.attempt.as_ref()).ok()?;
+        let level = match entry.level.as_str() {
+            level @ ("debug" | "info" | "warn" | "error") => level.to_owned(),
+            _ => "info".to_owned(),
+        };
+        let at = entry.at.as_ref().and_then(clock::from_timestamp).unwrap_or_else(|| core.clock.now());
+        Some(Note { job, token, said: Said::Log { level, message: cut(&entry.message, LOG_BYTES_MAX), at } })
+    });
+    let progress = report.progress.iter().filter_map(|update| {
+        let (job, token) = attempts::parse(update.attempt.as_ref()).ok()?;
+        let percent = if update.percent.is_finite() { update.percent.clamp(0.0, 100.0) } else { 0.0 };
+        let said = Said::Progress {
+            percent,
+            stage: cut(&update.stage, STAGE_BYTES_MAX),
+            message: cut(&update.message, STAGE_BYTES_MAX),
+        };
+        Some(Note { job, token, said })
+    });
+    logs.chain(progress).collect()
+}
+
+/// Ends one attempt as its worker tells it; whether it was accepted.
+async fn end(core: &Core, told: &ToldOutcome) -> Result<bool, Fail> {
+    let Ok((job, token)) = attempts::parse(told.attempt.as_ref()) else { return Ok(false) };
+    let internal = |message: &str| End::Failed(Fault::new("internal", message, false));
+    let end = match &told.end {
+        None => internal("The worker told no outcome."),
+        Some(outcome::End::Succeeded(done)) if done.result_json.len() > RESULT_BYTES_MAX => {
+            internal("The result is larger than 256 KiB; large output belongs into a file.")
+        }
+        Some(outcome::End::Succeeded(done)) if serde_json::from_str::<serde::de::IgnoredAny>(&done.result_json).is_err() => {
+            internal("The result is not JSON.")
+        }
+        Some(outcome::End::Succeeded(done)) => {
+            End::Succeeded { result: done.result_json.clone(), files: done.files.clone() }
+        }
+        Some(outcome::End::Failed(failed)) => End::Failed(Fault {
+            kind: cut(&failed.kind, NAME_BYTES_MAX),
+            message: cut(&failed.message, ERROR_BYTES_MAX),
+            is_retryable: failed.retryable,
+        }),
+        Some(outcome::End::Stopped(_)) => End::Stopped,
+        Some(outcome::End::Suspended(suspended)) => match Uuid::try_parse(&suspended.batch_id) {
+            Ok(batch) => End::Suspended { batch },
+            Err(_) => internal("The worker suspended the job for no batch."),
+        },
+        Some(outcome::End::Interrupted(_)) => End::Interrupted,
+    };
+    match core.engine.finish(Outcome { job, token, end }).await {
+        // What the outcome says cannot be (a file it did not write): the attempt fails instead of being told for ever.
+        Err(fail) if matches!(fail.kind(), Kind::Invalid | Kind::Malformed | Kind::NotFound) => {
+            let end = End::Failed(Fault::new("internal", fail.message(), false));
+            core.engine.finish(Outcome { job, token, end }).await
+        }
+        verdict => verdict,
+    }
+}
+
+/// At most `bytes_max` bytes of a text that a task wrote, cut at a character, without NUL, which Postgres cannot keep.
+fn cut(text: &str, bytes_max: usize) -> String {
+    let end = text.floor_char_boundary(bytes_max.min(text.len()));
+    text[..end].replace('\0', "\u{fffd}")
+}

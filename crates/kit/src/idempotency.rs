@@ -46,7 +46,7 @@ pub async fn find(
         .fetch_one(&mut *transaction)
         .await?;
     if !is_held {
-        return Err(Fail::conflict("idempotency.in_flight", "A call with this idempotency key is still in flight."));
+        return Err(in_flight());
     }
     let table = schema.name();
     let row: Option<(Vec<u8>, Option<String>, Vec<u8>)> = sqlx::query_as(AssertSqlSafe(format!(
@@ -67,6 +67,11 @@ pub async fn find(
         Some((_, None, answer)) => Ok(Found::Answered(Ok(answer))),
         Some((_, Some(_), refusal)) => Ok(Found::Answered(Err(refusal_from_bytes(&refusal)))),
     }
+}
+
+/// A twin of the call holds its key.
+pub fn in_flight() -> Fail {
+    Fail::conflict("idempotency.in_flight", "A call with this idempotency key is still in flight.")
 }
 
 /// Stores the answer to a fresh key, in the transaction of its effect.

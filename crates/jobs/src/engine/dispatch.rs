@@ -1,0 +1,299 @@
+//! Handing work out: each connected worker has a seat with its free slots; jobs are claimed for a seat in one short
+//! statement, in groups, and assigned only once the claim is durable.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use chrono::{DateTime, Utc};
+use kit::{Fail, outbox, tasks::Tasks};
+use proto::worker::{Assign, Assignment, AttemptRef, ToWorker, to_worker};
+use std::sync::Mutex as SyncMutex;
+use tokio::sync::{Mutex, mpsc};
+use tonic::Status;
+use uuid::Uuid;
+
+use super::{
+    Ground,
+    events::{self, Telling},
+    finish::{Aftermath, End, Outcome},
+    group::Group,
+    states::State,
+};
+use crate::SCHEMA;
+
+/// Without a wake-up, look this often: another replica may have taken jobs in.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Jobs that one claim takes at most.
+const CLAIM_MAX: u32 = 100;
+
+/// A connected worker's place: what it offers, how many slots are free, and the way to it.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    pub(crate) worker: Uuid,
+    /// Empty: every queue.
+    pub(crate) queues: Vec<String>,
+    pub(crate) tasks: Vec<String>,
+    free: AtomicU32,
+    out: mpsc::Sender<Result<ToWorker, Status>>,
+    /// What was assigned over this stream. Held from a claim to its assignment, so that whoever compares the database
+    /// with what the worker holds never sees an attempt in between.
+    pub(crate) assigned: Mutex<Assigned>,
+}
+
+/// Assignments of one stream, in the order in which they were sent.
+#[derive(Debug, Default)]
+pub(crate) struct Assigned {
+    count: u64,
+    /// The place of each attempt among the assignments, counted from 1.
+    places: HashMap<(Uuid, i64), u64>,
+}
+
+impl Assigned {
+    /// Whether the attempt was sent and is not among the first `read` assignments.
+    pub(crate) fn is_on_its_way(&self, attempt: (Uuid, i64), read: u64) -> bool {
+        self.places.get(&attempt).is_some_and(|place| *place > read)
+    }
+
+    /// Forgets what has ended.
+    pub(crate) fn forget(&mut self, is_held: impl Fn(&(Uuid, i64)) -> bool) {
+        self.places.retain(|attempt, _| is_held(attempt));
+    }
+}
+
+impl Seat {
+    pub(crate) fn new(
+        worker: Uuid,
+        queues: Vec<String>,
+        tasks: Vec<String>,
+        out: mpsc::Sender<Result<ToWorker, Status>>,
+    ) -> Self {
+        Self { worker, queues, tasks, free: AtomicU32::new(0), out, assigned: Mutex::default() }
+    }
+
+    /// The worker has `slots` more free slots.
+    pub(crate) fn credit(&self, slots: u32) {
+        // A worker has at most 1,000 slots (`workers.rs` refuses more); the bound keeps a broken one from wrapping.
+        let _previous =
+            self.free.fetch_update(Ordering::AcqRel, Ordering::Acquire, |free| Some(free.saturating_add(slots).min(1_000)));
+    }
+
+    /// Takes no more work.
+    pub(crate) fn drain(&self) {
+        self.free.store(0, Ordering::Release);
+    }
+
+    /// Sends to the worker, waiting for room. A worker that is gone hears nothing and is noticed by its lease.
+    pub(crate) async fn send(&self, message: to_worker::Message) {
+        let _gone = self.out.send(Ok(ToWorker { message: Some(message) })).await;
+    }
+
+    /// Ends the stream with an error that the worker sees.
+    pub(crate) async fn fail(&self, fail: Fail) {
+        let _gone = self.out.send(Err(fail.into())).await;
+    }
+
+    /// Whether the worker's stream is still there.
+    pub(crate) fn is_connected(&self) -> bool {
+        !self.out.is_closed()
+    }
+}
+
+/// The seats of this replica, by worker.
+#[derive(Debug, Default)]
+pub(super) struct Seats(SyncMutex<HashMap<Uuid, Arc<Seat>>>);
+
+impl Seats {
+    pub(super) fn take(&self, seat: &Arc<Seat>) {
+        self.lock().insert(seat.worker, Arc::clone(seat));
+    }
+
+    pub(super) fn leave(&self, seat: &Arc<Seat>) {
+        let mut seats = self.lock();
+        if seats.get(&seat.worker).is_some_and(|taken| Arc::ptr_eq(taken, seat)) {
+            seats.remove(&seat.worker);
+        }
+    }
+
+    pub(super) fn all(&self) -> Vec<Arc<Seat>> {
+        self.lock().values().filter(|seat| seat.is_connected()).cloned().collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Uuid, Arc<Seat>>> {
+        // The map is never left half changed, so a panic elsewhere does not spoil it.
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// Starts the loop that hands work out to this replica's seats.
+pub(super) fn start(ground: &Arc<Ground>, finisher: &Group<Outcome, bool>, tasks: &Tasks) {
+    let (ground, finisher, stopping) = (Arc::clone(ground), finisher.clone(), tasks.stopping());
+    tasks.spawn_restarting("jobs.dispatch", move || {
+        let (ground, finisher, stopping) = (Arc::clone(&ground), finisher.clone(), stopping.clone());
+        async move {
+            while !stopping.is_cancelled() {
+                let mut is_more = false;
+                for seat in ground.seats.all() {
+                    is_more |= serve(&ground, &finisher, &seat).await?;
+                }
+                if !is_more {
+                    tokio::select! {
+                        () = ground.work.notified() => {}
+                        () = tokio::time::sleep(LOOK_EVERY) => {}
+                        () = stopping.cancelled() => {}
+                    }
+                }
+            }
+            Ok(())
+        }
+    });
+}
+
+/// Claims for one seat and assigns; whether more may be there for it.
+async fn serve(ground: &Ground, finisher: &Group<Outcome, bool>, seat: &Seat) -> Result<bool, Fail> {
+    let free = seat.free.load(Ordering::Acquire).min(CLAIM_MAX);
+    if free == 0 {
+        return Ok(false);
+    }
+    let mut assigned = seat.assigned.lock().await;
+    let claims = claim(ground, seat, free).await?;
+    let count = u32::try_from(claims.len()).unwrap_or(free);
+    if count == 0 {
+        return Ok(false);
+    }
+    let _previous =
+        seat.free.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| Some(left.saturating_sub(count)));
+    let attempts: Vec<(Uuid, i64)> = claims.iter().map(|claim| (claim.id, claim.token)).collect();
+    for attempt in &attempts {
+        assigned.count += 1;
+        let place = assigned.count;
+        assigned.places.insert(*attempt, place);
+    }
+    let items = claims.into_iter().map(Claim::into_assignment).collect();
+    let message = ToWorker { message: Some(to_worker::Message::Assign(Assign { items })) };
+    if seat.out.try_send(Ok(message)).is_err() {
+        // The stream broke after the claim: the worker never saw these, so they go back unharmed.
+        drop(assigned);
+        for (job, token) in attempts {
+            finisher.write(Outcome { job, token, end: End::Interrupted }).await?;
+        }
+        return Ok(false);
+    }
+    Ok(count == free)
+}
+
+#[derive(Debug)]
+struct Claim {
+    id: Uuid,
+    owner_id: Uuid,
+    task: String,
+    queue: String,
+    attempt: i32,
+    token: i64,
+    args: String,
+    attempt_timeout_s: f64,
+    batch_id: Option<Uuid>,
+    ordinal: Option<i32>,
+    is_finalize: bool,
+    traceparent: Option<String>,
+    events: i64,
+    run_at: DateTime<Utc>,
+}
+
+impl Claim {
+    fn into_assignment(self) -> Assignment {
+        Assignment {
+            attempt: Some(AttemptRef { job_id: self.id.to_string(), token: self.token.unsigned_abs() }),
+            number: self.attempt.unsigned_abs(),
+            task: self.task,
+            queue: self.queue,
+            args_json: self.args,
+            owner_id: self.owner_id.to_string(),
+            timeout_s: self.attempt_timeout_s,
+            batch_id: self.batch_id.map(|id| id.to_string()).unwrap_or_default(),
+            ordinal: self.ordinal.unwrap_or_default().unsigned_abs(),
+            finalize: self.is_finalize,
+            traceparent: self.traceparent.unwrap_or_default(),
+        }
+    }
+}
+
+/// Claims up to `free` jobs for a worker. Each queue's first ones are looked at, the earliest of all are locked, and what
+/// another replica holds is skipped.
+async fn claim(ground: &Ground, seat: &Seat, free: u32) -> Result<Vec<Claim>, Fail> {
+    let now = ground.clock.now();
+    let mut transaction = ground.pool.begin().await?;
+    let claims = sqlx::query_as!(
+        Claim,
+        "with candidate as (
+           select next.id
+           from jobs.queue
+           cross join lateral (
+             select id, rank
+             from jobs.job
+             where state = 'queued' and job.queue = queue.name and task = any($1)
+             order by rank
+             limit $3
+           ) as next
+           where queue.paused_at is null and (cardinality($2::text[]) = 0 or queue.name = any($2))
+           order by next.rank
+           limit $3
+         ), locked as (
+           select job.id
+           from jobs.job
+           join candidate on candidate.id = job.id
+           where job.state = 'queued'
+           for update of job skip locked
+         )
+         update jobs.job
+         set state = 'running', attempt = attempt + 1, token = nextval('jobs.attempt_token'), worker_id = $4,
+           attempt_started_at = $5, started_at = coalesce(started_at, $5), since = $5, progress_percent = null,
+           progress_stage = null, progress_message = null, events = events + 1
+         from locked
+         where job.id = locked.id
+         returning job.id, owner_id, task, queue, attempt, token, args, attempt_timeout_s, batch_id, ordinal, is_finalize,
+           traceparent, events, run_at",
+        &seat.tasks,
+        &seat.queues,
+        i64::from(free),
+        seat.worker,
+        now,
+    )
+    .fetch_all(&mut *transaction)
+    .await?;
+    if claims.is_empty() {
+        return Ok(claims);
+    }
+    let mut telling = Telling::default();
+    let mut word = Vec::with_capacity(claims.len());
+    for claim in &claims {
+        let data = events::state(claim.id, State::Running, claim.attempt, None);
+        telling.job(claim.id, claim.events, claim.batch_id, "state", data);
+        word.push(outbox::Event::new(
+            "jobs.job.started",
+            claim.id,
+            &proto::events::JobChanged {
+                job_id: claim.id.to_string(),
+                owner_id: claim.owner_id.to_string(),
+                task: claim.task.clone(),
+                queue: claim.queue.clone(),
+                state: State::Running.as_str().to_owned(),
+                attempt: claim.attempt.unsigned_abs(),
+                batch_id: claim.batch_id.map(|id| id.to_string()).unwrap_or_default(),
+                error_kind: String::new(),
+            },
+        ));
+        let waited = (now - claim.run_at).to_std().unwrap_or_default();
+        metrics::histogram!("guildhall_job_wait_seconds", "queue" => claim.queue.clone()).record(waited.as_secs_f64());
+    }
+    outbox::write(&mut transaction, SCHEMA, &word, &ground.clock, None).await?;
+    let streams = telling.append(&mut transaction, now).await?;
+    transaction.commit().await?;
+    ground.after(Aftermath { streams, ..Aftermath::default() });
+    Ok(claims)
+}

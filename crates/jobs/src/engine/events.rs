@@ -1,0 +1,129 @@
+//! What a live stream is told, and under which offset. A stream belongs to a job or a batch, whose row counts its
+//! events; that row is locked while an offset is taken, so offsets of one stream become visible in their order and
+//! without a gap, and a reader who has seen one has seen all before it.
+
+use std::collections::{BTreeMap, HashMap};
+
+use chrono::{DateTime, Utc};
+use kit::Fail;
+use serde_json::json;
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::states::State;
+
+/// An event with its place in its stream.
+#[derive(Debug, Clone)]
+pub(crate) struct Told {
+    pub(crate) stream: Uuid,
+    pub(crate) offset: i64,
+    pub(crate) kind: &'static str,
+    pub(crate) data: String,
+}
+
+/// Events of one transaction, gathered and then appended in one statement. An event about a job in a batch goes to the
+/// streams of both.
+#[derive(Debug, Default)]
+pub(crate) struct Telling {
+    told: Vec<Told>,
+    /// For batches' streams, whose offsets are taken at the end, when their rows are locked.
+    for_batches: BTreeMap<Uuid, Vec<(&'static str, String)>>,
+}
+
+impl Telling {
+    /// Tells of a job at `offset` of its own stream, and in its batch's.
+    pub(crate) fn job(&mut self, job: Uuid, offset: i64, batch: Option<Uuid>, kind: &'static str, data: String) {
+        if let Some(batch) = batch {
+            self.for_batches.entry(batch).or_default().push((kind, data.clone()));
+        }
+        self.told.push(Told { stream: job, offset, kind, data });
+    }
+
+    /// Tells of a job's new state.
+    pub(crate) fn state(&mut self, id: Uuid, offset: i64, batch: Option<Uuid>, state: State, attempt: i32) {
+        self.job(id, offset, batch, "state", self::state(id, state, attempt, None));
+    }
+
+    /// Tells of a batch.
+    pub(crate) fn batch(&mut self, batch: Uuid, data: String) {
+        self.for_batches.entry(batch).or_default().push(("batch", data));
+    }
+
+    /// Appends everything gathered, and names the streams that have news.
+    ///
+    /// Locks the batches' rows in the order of their ids: whoever locks several batches does it in that order, and after
+    /// the rows of jobs.
+    pub(crate) async fn append(mut self, conn: &mut PgConnection, now: DateTime<Utc>) -> Result<Vec<Uuid>, Fail> {
+        if !self.for_batches.is_empty() {
+            let (batches, counts): (Vec<Uuid>, Vec<i64>) = self
+                .for_batches
+                .iter()
+                .map(|(batch, events)| (*batch, i64::try_from(events.len()).unwrap_or(i64::MAX)))
+                .unzip();
+            sqlx::query!("select id from jobs.batch where id = any($1) order by id for update", &batches)
+                .fetch_all(&mut *conn)
+                .await?;
+            let ends: HashMap<Uuid, i64> = sqlx::query!(
+                "update jobs.batch
+                 set events = batch.events + news.count
+                 from unnest($1::uuid[], $2::bigint[]) as news (id, count)
+                 where batch.id = news.id
+                 returning batch.id, batch.events",
+                &batches,
+                &counts,
+            )
+            .fetch_all(&mut *conn)
+            .await?
+            .into_iter()
+            .map(|row| (row.id, row.events))
+            .collect();
+            for (batch, events) in self.for_batches {
+                let Some(end) = ends.get(&batch) else { continue };
+                let count = i64::try_from(events.len()).unwrap_or(i64::MAX);
+                for (offset, (kind, data)) in (end - count + 1..).zip(events) {
+                    self.told.push(Told { stream: batch, offset, kind, data });
+                }
+            }
+        }
+        if self.told.is_empty() {
+            return Ok(Vec::new());
+        }
+        let streams: Vec<Uuid> = self.told.iter().map(|told| told.stream).collect();
+        let offsets: Vec<i64> = self.told.iter().map(|told| told.offset).collect();
+        let kinds: Vec<String> = self.told.iter().map(|told| told.kind.to_owned()).collect();
+        let data: Vec<String> = self.told.into_iter().map(|told| told.data).collect();
+        sqlx::query!(
+            "insert into jobs.event (stream_id, at_offset, kind, data, at)
+             select stream_id, at_offset, kind, data, $5
+             from unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[]) as told (stream_id, at_offset, kind, data)",
+            &streams,
+            &offsets,
+            &kinds,
+            &data,
+            now,
+        )
+        .execute(conn)
+        .await?;
+        Ok(streams)
+    }
+}
+
+/// `state {job_id, state, attempt, error?}`
+pub(crate) fn state(job: Uuid, state: State, attempt: i32, error: Option<(&str, &str, bool)>) -> String {
+    let mut data = json!({ "job_id": job, "state": state.as_str(), "attempt": attempt });
+    if let (Some((kind, message, retryable)), Some(object)) = (error, data.as_object_mut()) {
+        object.insert("error".to_owned(), json!({ "kind": kind, "message": message, "retryable": retryable }));
+    }
+    data.to_string()
+}
+
+/// `progress {job_id, percent, stage, message}`
+pub(crate) fn progress(job: Uuid, percent: f64, stage: &str, message: &str) -> String {
+    json!({ "job_id": job, "percent": percent, "stage": stage, "message": message }).to_string()
+}
+
+/// `log {job_id, offset, level, message, at}`
+pub(crate) fn log(job: Uuid, offset: i64, level: &str, message: &str, at: DateTime<Utc>) -> String {
+    let at = at.to_rfc3339_opts(chrono::SecondsFormat::Micros, true);
+    json!({ "job_id": job, "offset": offset, "level": level, "message": message, "at": at }).to_string()
+}

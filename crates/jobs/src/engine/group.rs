@@ -1,0 +1,97 @@
+//! Group commit: callers hand in single pieces of work, one task writes all that have gathered in one transaction, and
+//! each caller is answered once it is durable. While one group commits the next gathers, so a lone caller does not wait
+//! and a crowd shares a commit.
+
+use std::future::Future;
+
+use futures::future::BoxFuture;
+use kit::{Fail, tasks::Tasks};
+use tokio::sync::{mpsc, oneshot};
+
+/// Pieces that may wait for the next group before callers are turned away.
+const WAITING_MAX: usize = 10_000;
+
+type Piece<T, R> = (T, oneshot::Sender<Result<R, Fail>>);
+
+/// A door to a group writer. Cheap to clone.
+#[derive(Debug)]
+pub(crate) struct Group<T, R>(mpsc::Sender<Piece<T, R>>);
+
+impl<T, R> Clone for Group<T, R> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<T, R> Group<T, R>
+where
+    T: Clone + Send + Sync + 'static,
+    R: Send + 'static,
+{
+    /// Starts a writer that takes up to `pieces_max` at a time. `write` answers each piece in order, or fails as a whole
+    /// with nothing done: then every piece is tried alone, so that one that cannot be written fails alone.
+    pub(crate) fn start<W>(tasks: &Tasks, name: &'static str, pieces_max: usize, write: W) -> Self
+    where
+        W: Fn(Vec<T>) -> BoxFuture<'static, Result<Vec<R>, Fail>> + Send + Sync + 'static,
+    {
+        let (sender, receiver) = mpsc::channel(WAITING_MAX);
+        tasks.spawn(name, run(receiver, pieces_max, write));
+        Self(sender)
+    }
+
+    /// Hands a piece in and waits until it is durable.
+    ///
+    /// # Errors
+    /// `jobs.busy` when too many wait; else what the writer says of this piece.
+    pub(crate) async fn write(&self, piece: T) -> Result<R, Fail> {
+        let (answer, answered) = oneshot::channel();
+        self.0.try_send((piece, answer)).map_err(|_| {
+            Fail::unavailable("jobs.busy", "Too much is waiting to be written. Try again shortly.")
+                .retry_after(std::time::Duration::from_secs(1))
+        })?;
+        answered.await.map_err(|_| Fail::unavailable("jobs.stopping", "The service is stopping."))?
+    }
+}
+
+fn run<T, R, W>(
+    mut receiver: mpsc::Receiver<Piece<T, R>>,
+    pieces_max: usize,
+    write: W,
+) -> impl Future<Output = Result<(), Fail>> + Send
+where
+    T: Clone + Send + Sync + 'static,
+    R: Send + 'static,
+    W: Fn(Vec<T>) -> BoxFuture<'static, Result<Vec<R>, Fail>> + Send + Sync + 'static,
+{
+    // Ends when the last door is gone, so that what was handed in during a drain is still written.
+    async move {
+        let mut gathered = Vec::new();
+        while receiver.recv_many(&mut gathered, pieces_max).await > 0 {
+            let (pieces, answers): (Vec<T>, Vec<_>) = gathered.drain(..).unzip();
+            match write(pieces.clone()).await {
+                Ok(results) => {
+                    for (answer, result) in answers.into_iter().zip(results) {
+                        // The caller may have gone away; what it asked for is done all the same.
+                        let _gone = answer.send(Ok(result));
+                    }
+                }
+                Err(fail) if pieces.len() == 1 => {
+                    for answer in answers {
+                        let _gone = answer.send(Err(fail));
+                        break;
+                    }
+                }
+                Err(fail) => {
+                    tracing::debug!(error = %fail, pieces = pieces.len(), "a group failed; each piece is tried alone");
+                    for (piece, answer) in pieces.into_iter().zip(answers) {
+                        let alone = write(vec![piece]).await;
+                        let _gone = answer.send(alone.and_then(|mut results| {
+                            results.pop().ok_or_else(|| Fail::internal("a group writer gave no answer"))
+                        }));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}

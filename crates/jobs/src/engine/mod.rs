@@ -1,0 +1,189 @@
+//! What runs by itself: claiming, finishing, fan-in, cancelling, telling, and the sweeps that take up what a crash left.
+//! Nouns call in here; nothing in here knows a noun's handlers.
+
+mod backoff;
+mod cancel;
+mod dispatch;
+mod events;
+mod fan_in;
+mod finish;
+mod group;
+mod history;
+mod live;
+mod progress;
+mod states;
+mod submit;
+mod sweeps;
+
+use std::sync::Arc;
+
+use kit::{Clock, Fail, tasks::Tasks};
+use sqlx::PgPool;
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+pub(crate) use backoff::Backoff;
+pub(crate) use cancel::close_within;
+pub(crate) use dispatch::Seat;
+pub(crate) use events::Telling;
+pub(crate) use finish::{End, Fault, Outcome};
+pub(crate) use live::{Stream, Subject, watch};
+pub(crate) use progress::{Note, Said};
+pub(crate) use states::State;
+pub(crate) use submit::{NewJob, Place, insert};
+pub(crate) use sweeps::lease_end;
+
+pub(crate) use group::Group;
+
+use finish::Aftermath;
+use live::Live;
+
+use crate::Settings;
+
+/// Outcomes and progress notes that one transaction takes at most.
+const GROUP_MAX: usize = 200;
+
+/// What every part of the engine stands on.
+#[derive(Debug)]
+pub(crate) struct Ground {
+    pub(crate) pool: PgPool,
+    pub(crate) clock: Clock,
+    pub(crate) settings: Settings,
+    pub(crate) live: Live,
+    seats: dispatch::Seats,
+    /// Something may be claimed.
+    work: Notify,
+    /// Something is to be stopped.
+    cancels: Notify,
+}
+
+impl Ground {
+    /// New jobs are durable.
+    pub(crate) fn took_in(&self, streams: Vec<Uuid>) {
+        self.after(Aftermath { streams, has_work: true, has_cancels: false });
+    }
+
+    /// Wakes whoever waits for what a transaction has made durable.
+    fn after(&self, aftermath: Aftermath) {
+        self.live.touch(&aftermath.streams);
+        if aftermath.has_work {
+            self.work.notify_one();
+        }
+        if aftermath.has_cancels {
+            self.cancels.notify_one();
+        }
+    }
+}
+
+/// The engine's doors.
+#[derive(Debug, Clone)]
+pub(crate) struct Engine {
+    pub(crate) ground: Arc<Ground>,
+    finisher: Group<Outcome, bool>,
+    noter: Group<Note, ()>,
+}
+
+impl Engine {
+    pub(crate) fn start(pool: PgPool, clock: Clock, settings: Settings, tasks: &Tasks) -> Self {
+        let ground = Arc::new(Ground {
+            pool,
+            clock,
+            settings,
+            live: Live::default(),
+            seats: dispatch::Seats::default(),
+            work: Notify::new(),
+            cancels: Notify::new(),
+        });
+        let on = Arc::clone(&ground);
+        let finisher = Group::start(tasks, "jobs.finish", GROUP_MAX, move |outcomes| {
+            let ground = Arc::clone(&on);
+            Box::pin(async move { finish::finish(&ground, outcomes).await })
+        });
+        let on = Arc::clone(&ground);
+        let noter = Group::start(tasks, "jobs.progress", GROUP_MAX, move |notes| {
+            let ground = Arc::clone(&on);
+            Box::pin(async move { progress::write(&ground, notes).await })
+        });
+        dispatch::start(&ground, &finisher, tasks);
+        sweeps::start(&ground, &finisher, tasks);
+        Self { ground, finisher, noter }
+    }
+
+    /// Something may be claimed: new jobs, a resumed queue, a free slot.
+    pub(crate) fn wake(&self) {
+        self.ground.work.notify_one();
+    }
+
+    /// Ends an attempt; whether its fencing token was still the one that counts. Durable when answered.
+    ///
+    /// # Errors
+    /// As the database, or `jobs.busy`.
+    pub(crate) async fn finish(&self, outcome: Outcome) -> Result<bool, Fail> {
+        self.finisher.write(outcome).await
+    }
+
+    /// Writes progress or a log line of an attempt. A fenced attempt's changes nothing.
+    ///
+    /// # Errors
+    /// As the database, or `jobs.busy`.
+    pub(crate) async fn note(&self, note: Note) -> Result<(), Fail> {
+        self.noter.write(note).await
+    }
+
+    /// Streams have news and jobs may start, after a transaction that was not the engine's own.
+    pub(crate) fn after(&self, streams: Vec<Uuid>, has_work: bool) {
+        self.ground.after(Aftermath { streams, has_work, has_cancels: false });
+    }
+
+    /// Asks a live job to stop.
+    ///
+    /// # Errors
+    /// `jobs.already_final`; as the database.
+    pub(crate) async fn cancel_job(&self, id: Uuid, by: Uuid, reason: &str) -> Result<(), Fail> {
+        cancel::job(&self.ground, id, by, reason).await
+    }
+
+    /// Asks everything live in a batch to stop.
+    ///
+    /// # Errors
+    /// `jobs.already_final`; as the database.
+    pub(crate) async fn cancel_batch(&self, id: Uuid, by: Uuid, reason: &str) -> Result<(), Fail> {
+        cancel::batch(&self.ground, id, by, reason).await
+    }
+
+    /// Closes an open batch, which completes it when all its jobs have ended.
+    ///
+    /// # Errors
+    /// As the database.
+    pub(crate) async fn close_batch(&self, id: Uuid) -> Result<(), Fail> {
+        cancel::close(&self.ground, id).await
+    }
+
+    /// Takes a worker's seat: from now on it is given work.
+    pub(crate) fn seat(&self, seat: &Arc<Seat>) {
+        self.ground.seats.take(seat);
+        self.wake();
+        self.ground.cancels.notify_one();
+    }
+
+    /// Leaves a seat, unless another stream of the same worker has taken it since.
+    pub(crate) fn unseat(&self, seat: &Arc<Seat>) {
+        self.ground.seats.leave(seat);
+    }
+
+    /// Gives back every running attempt of workers that are known to be dead, without counting it as failed.
+    ///
+    /// # Errors
+    /// As the database.
+    pub(crate) async fn release_all(&self) -> Result<u64, Fail> {
+        sweeps::release_all(&self.ground).await
+    }
+
+    /// Makes the partitions of the coming days.
+    ///
+    /// # Errors
+    /// As the database.
+    pub(crate) async fn make_partitions(&self) -> Result<(), Fail> {
+        history::make_partitions(&self.ground).await
+    }
+}

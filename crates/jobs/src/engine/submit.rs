@@ -1,0 +1,166 @@
+//! Inserting jobs: the rows, their first event, and word of them in the outbox, in statements whose number does not grow
+//! with the jobs.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use kit::{Clock, Fail, outbox};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::{
+    backoff::Backoff,
+    events::{self, Telling},
+    states::State,
+};
+use crate::SCHEMA;
+
+/// A job that was found good and is about to be.
+#[derive(Debug, Clone)]
+pub(crate) struct NewJob {
+    pub(crate) id: Uuid,
+    pub(crate) owner_id: Uuid,
+    pub(crate) task: String,
+    pub(crate) queue: String,
+    /// 0 to 100.
+    pub(crate) priority: u8,
+    /// `None`: at once.
+    pub(crate) run_at: Option<DateTime<Utc>>,
+    pub(crate) max_attempts: u8,
+    pub(crate) attempt_timeout_s: f64,
+    pub(crate) backoff: Option<Backoff>,
+    pub(crate) tags: Vec<String>,
+    /// A JSON object.
+    pub(crate) args: String,
+    pub(crate) place: Place,
+    pub(crate) request_id: String,
+    pub(crate) traceparent: Option<String>,
+}
+
+/// Where a job stands among others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    Alone,
+    Child { batch: Uuid, ordinal: i32 },
+    Finalize { batch: Uuid },
+}
+
+impl Place {
+    pub(crate) const fn batch(self) -> Option<Uuid> {
+        match self {
+            Self::Alone => None,
+            Self::Child { batch, .. } | Self::Finalize { batch } => Some(batch),
+        }
+    }
+}
+
+/// Seconds that one point of priority is worth: a job of priority 60 starts before one of 50 that was queued up to 100 s
+/// earlier, and after one that was queued before that. So nothing waits for ever, and nothing has to age by a timer.
+const SECONDS_A_POINT: i64 = 10;
+
+/// Where in its queue a job stands that may run at `run_at`.
+pub(crate) fn rank(run_at: DateTime<Utc>, priority: u8) -> DateTime<Utc> {
+    run_at - TimeDelta::seconds(i64::from(priority) * SECONDS_A_POINT)
+}
+
+/// Inserts jobs in the caller's transaction, and gathers what is to be told of them.
+pub(crate) async fn insert(
+    conn: &mut PgConnection,
+    clock: &Clock,
+    jobs: &[NewJob],
+    now: DateTime<Utc>,
+    telling: &mut Telling,
+) -> Result<(), Fail> {
+    if jobs.is_empty() {
+        return Ok(());
+    }
+    let state = |job: &NewJob| if job.run_at.is_some_and(|at| at > now) { State::Scheduled } else { State::Queued };
+    let run_at = |job: &NewJob| job.run_at.map_or(now, |at| at.max(now));
+    let column = |value: &dyn Fn(&NewJob) -> String| jobs.iter().map(value).collect::<Vec<_>>();
+
+    let ids: Vec<Uuid> = jobs.iter().map(|job| job.id).collect();
+    let owners: Vec<Uuid> = jobs.iter().map(|job| job.owner_id).collect();
+    let states = column(&|job| state(job).as_str().to_owned());
+    let priorities: Vec<i16> = jobs.iter().map(|job| i16::from(job.priority)).collect();
+    let run_ats: Vec<DateTime<Utc>> = jobs.iter().map(run_at).collect();
+    let ranks: Vec<DateTime<Utc>> = jobs.iter().map(|job| rank(run_at(job), job.priority)).collect();
+    let attempts: Vec<i32> = jobs.iter().map(|job| i32::from(job.max_attempts)).collect();
+    let timeouts: Vec<f64> = jobs.iter().map(|job| job.attempt_timeout_s).collect();
+    let backoffs: Vec<Option<String>> = jobs.iter().map(|job| job.backoff.as_ref().map(Backoff::to_json)).collect();
+    let batches: Vec<Option<Uuid>> = jobs.iter().map(|job| job.place.batch()).collect();
+    let ordinals: Vec<Option<i32>> = jobs
+        .iter()
+        .map(|job| match job.place {
+            Place::Child { ordinal, .. } => Some(ordinal),
+            Place::Alone | Place::Finalize { .. } => None,
+        })
+        .collect();
+    let finalizes: Vec<bool> = jobs.iter().map(|job| matches!(job.place, Place::Finalize { .. })).collect();
+    let traceparents: Vec<Option<String>> = jobs.iter().map(|job| job.traceparent.clone()).collect();
+    // An array of arrays would have to be rectangular, so each row's tags travel as a JSON list.
+    let tags = column(&|job| serde_json::Value::from(job.tags.clone()).to_string());
+
+    sqlx::query!(
+        "insert into jobs.job (id, owner_id, task, queue, state, priority, run_at, rank, attempts_until, max_attempts,
+           attempt_timeout_s, backoff, batch_id, ordinal, is_finalize, request_id, traceparent, tags, args, events, since,
+           created_at)
+         select id, owner_id, task, queue, state, priority, run_at, rank, max_attempts, max_attempts, attempt_timeout_s,
+           backoff, batch_id, ordinal, is_finalize, request_id, traceparent,
+           array(select jsonb_array_elements_text(tags::jsonb)), args, 1, $19, $19
+         from unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::smallint[], $7::timestamptz[],
+           $8::timestamptz[], $9::integer[], $10::double precision[], $11::text[], $12::uuid[], $13::integer[],
+           $14::boolean[], $15::text[], $16::text[], $17::text[], $18::text[])
+           as new (id, owner_id, task, queue, state, priority, run_at, rank, max_attempts, attempt_timeout_s, backoff,
+             batch_id, ordinal, is_finalize, request_id, traceparent, tags, args)",
+        &ids,
+        &owners,
+        &column(&|job| job.task.clone()),
+        &column(&|job| job.queue.clone()),
+        &states,
+        &priorities,
+        &run_ats,
+        &ranks,
+        &attempts,
+        &timeouts,
+        &backoffs as &[Option<String>],
+        &batches as &[Option<Uuid>],
+        &ordinals as &[Option<i32>],
+        &finalizes,
+        &column(&|job| job.request_id.clone()),
+        &traceparents as &[Option<String>],
+        &tags,
+        &column(&|job| job.args.clone()),
+        now,
+    )
+    .execute(&mut *conn)
+    .await?;
+
+    let mut word = Vec::with_capacity(jobs.len());
+    let mut enqueued: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+    for job in jobs {
+        let state = state(job);
+        telling.job(job.id, 1, job.place.batch(), "state", events::state(job.id, state, 0, None));
+        *enqueued.entry((&job.queue, &job.task)).or_default() += 1;
+        word.push(outbox::Event::new(
+            "jobs.job.submitted",
+            job.id,
+            &proto::events::JobChanged {
+                job_id: job.id.to_string(),
+                owner_id: job.owner_id.to_string(),
+                task: job.task.clone(),
+                queue: job.queue.clone(),
+                state: state.as_str().to_owned(),
+                attempt: 0,
+                batch_id: job.place.batch().map(|id| id.to_string()).unwrap_or_default(),
+                error_kind: String::new(),
+            },
+        ));
+    }
+    let traceparent = jobs.first().and_then(|job| job.traceparent.as_deref());
+    outbox::write(conn, SCHEMA, &word, clock, traceparent).await?;
+    for ((queue, task), count) in enqueued {
+        metrics::counter!("guildhall_jobs_enqueued_total", "queue" => queue.to_owned(), "task" => task.to_owned())
+            .increment(count);
+    }
+    Ok(())
+}

@@ -1,0 +1,331 @@
+//! Periodic, idempotent work that takes no input: what is due, what was lost, what is over. Woken by signal and by timer
+//! alike, so the rare way is the common way.
+
+use std::{
+    future::Future,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use kit::{Fail, idempotency, outbox, tasks::Tasks};
+use proto::worker::{AttemptRef, Stop, StopAttempt, to_worker};
+use tokio::time::Instant;
+use tracing::{error, warn};
+
+use super::{
+    Ground, cancel,
+    events::{self, Telling},
+    fan_in::BatchChange,
+    finish::{self, Aftermath, End, Fault, Outcome},
+    group::Group,
+    history,
+    states::State,
+};
+use crate::SCHEMA;
+
+/// Rows that one step of a sweep takes.
+const ROWS_MAX: i64 = 500;
+/// An attempt that its worker did not end at its timeout is ended here, this much later.
+const TIMEOUT_SLACK_S: f64 = 15.0;
+/// When this process itself stood still for longer, the leases it sees as over are given another chance.
+const STOOD_STILL: Duration = Duration::from_secs(5);
+
+const PROMOTE_EVERY: Duration = Duration::from_millis(200);
+const LEASES_EVERY: Duration = Duration::from_secs(1);
+const CANCELS_EVERY: Duration = Duration::from_secs(2);
+const MEASURE_EVERY: Duration = Duration::from_secs(5);
+const RECONCILE_EVERY: Duration = Duration::from_secs(30);
+const TIDY_EVERY: Duration = Duration::from_secs(600);
+
+pub(super) fn start(ground: &Arc<Ground>, finisher: &Group<Outcome, bool>, tasks: &Tasks) {
+    every(ground, tasks, "jobs.promote", PROMOTE_EVERY, |ground| async move { promote(&ground).await });
+    every(ground, tasks, "jobs.measure", MEASURE_EVERY, |ground| async move { measure(&ground).await });
+    every(ground, tasks, "jobs.reconcile", RECONCILE_EVERY, |ground| async move { reconcile(&ground).await });
+    every(ground, tasks, "jobs.tidy", TIDY_EVERY, |ground| async move { tidy(&ground).await });
+    let door = finisher.clone();
+    let looked_at = Arc::new(Mutex::new(Instant::now()));
+    every(ground, tasks, "jobs.leases", LEASES_EVERY, move |ground| {
+        let (door, looked_at) = (door.clone(), Arc::clone(&looked_at));
+        async move {
+            let stood_still = {
+                let mut at = looked_at.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                std::mem::replace(&mut *at, Instant::now()).elapsed() > STOOD_STILL
+            };
+            leases(&ground, &door, stood_still).await
+        }
+    });
+    let (ground, stopping) = (Arc::clone(ground), tasks.stopping());
+    tasks.spawn_restarting("jobs.cancels", move || {
+        let (ground, stopping) = (Arc::clone(&ground), stopping.clone());
+        async move {
+            while !stopping.is_cancelled() {
+                cancel::carry_on_all(&ground).await?;
+                send_stops(&ground).await?;
+                tokio::select! {
+                    () = ground.cancels.notified() => {}
+                    () = tokio::time::sleep(CANCELS_EVERY) => {}
+                    () = stopping.cancelled() => {}
+                }
+            }
+            Ok(())
+        }
+    });
+}
+
+fn every<M, F>(ground: &Arc<Ground>, tasks: &Tasks, name: &'static str, period: Duration, make: M)
+where
+    M: Fn(Arc<Ground>) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Result<(), Fail>> + Send + 'static,
+{
+    let (ground, stopping) = (Arc::clone(ground), tasks.stopping());
+    tasks.spawn_restarting(name, move || {
+        let (ground, stopping, make) = (Arc::clone(&ground), stopping.clone(), make.clone());
+        async move {
+            loop {
+                make(Arc::clone(&ground)).await?;
+                tokio::select! {
+                    () = tokio::time::sleep(period) => {}
+                    () = stopping.cancelled() => return Ok(()),
+                }
+            }
+        }
+    });
+}
+
+/// Scheduled jobs whose time has come may start.
+async fn promote(ground: &Ground) -> Result<(), Fail> {
+    loop {
+        let now = ground.clock.now();
+        let mut transaction = ground.pool.begin().await?;
+        let due = sqlx::query!(
+            "update jobs.job
+             set state = 'queued', since = $1, events = events + 1
+             where id in (
+               select id from jobs.job
+               where state = 'scheduled' and run_at <= $1
+               order by run_at
+               limit $2
+               for update skip locked
+             )
+             returning id, batch_id, attempt, events",
+            now,
+            ROWS_MAX,
+        )
+        .fetch_all(&mut *transaction)
+        .await?;
+        if due.is_empty() {
+            return Ok(());
+        }
+        let mut telling = Telling::default();
+        for job in &due {
+            telling.job(job.id, job.events, job.batch_id, "state", events::state(job.id, State::Queued, job.attempt, None));
+        }
+        let streams = telling.append(&mut transaction, now).await?;
+        transaction.commit().await?;
+        ground.after(Aftermath { streams, has_work: true, has_cancels: false });
+    }
+}
+
+/// Attempts whose worker is gone or that outlived their time are fenced; their jobs go on or end.
+async fn leases(ground: &Ground, finisher: &Group<Outcome, bool>, stood_still: bool) -> Result<(), Fail> {
+    let now = ground.clock.now();
+    if stood_still {
+        // The clock on the wall has moved while nobody could renew anything: a pause of the machine, not of a worker.
+        warn!("this process stood still; leases are extended once");
+        sqlx::query!(
+            "update jobs.worker set expires_at = $2 where expires_at < $1",
+            now,
+            now + seconds(ground.settings.lease_s),
+        )
+        .execute(&ground.pool)
+        .await?;
+    }
+    let expired = sqlx::query_scalar!("select id from jobs.worker where expires_at < $1 limit 100", now)
+        .fetch_all(&ground.pool)
+        .await?;
+    for worker in expired {
+        let held = sqlx::query!("select id, token from jobs.job where worker_id = $1", worker)
+            .fetch_all(&ground.pool)
+            .await?;
+        for job in held {
+            let fault = Fault::new("heartbeat_lost", "Its worker has not been heard of for the length of a lease.", true);
+            finisher.write(Outcome { job: job.id, token: job.token, end: End::Failed(fault) }).await?;
+        }
+        // Only while it is still expired: it may have come back between the two statements.
+        sqlx::query!(
+            "delete from jobs.worker
+             where id = $1 and expires_at < $2 and not exists (select from jobs.job where worker_id = $1)",
+            worker,
+            now,
+        )
+        .execute(&ground.pool)
+        .await?;
+    }
+    let overdue = sqlx::query!(
+        "select id, token, attempt_timeout_s
+         from jobs.job
+         where worker_id is not null
+           and attempt_started_at + make_interval(secs => attempt_timeout_s + $2 + $3) < $1
+         limit 100",
+        now,
+        ground.settings.cancel_grace_s,
+        TIMEOUT_SLACK_S,
+    )
+    .fetch_all(&ground.pool)
+    .await?;
+    for job in overdue {
+        let fault = Fault::new("timeout", format!("The attempt ran longer than {} s.", job.attempt_timeout_s), true);
+        finisher.write(Outcome { job: job.id, token: job.token, end: End::Failed(fault) }).await?;
+    }
+    Ok(())
+}
+
+/// Gives back what dead workers held. For a process that alone owns the database's workers and has just started.
+pub(super) async fn release_all(ground: &Ground) -> Result<u64, Fail> {
+    let mut released = 0;
+    loop {
+        let held = sqlx::query!("select id, token from jobs.job where worker_id is not null limit $1", ROWS_MAX)
+            .fetch_all(&ground.pool)
+            .await?;
+        if held.is_empty() {
+            break;
+        }
+        released += held.len() as u64;
+        let outcomes = held.into_iter().map(|job| Outcome { job: job.id, token: job.token, end: End::Interrupted });
+        finish::finish(ground, outcomes.collect()).await?;
+    }
+    sqlx::query!("delete from jobs.worker").execute(&ground.pool).await?;
+    Ok(released)
+}
+
+/// Tells this replica's workers which of their attempts are to end.
+async fn send_stops(ground: &Ground) -> Result<(), Fail> {
+    for seat in ground.seats.all() {
+        let cancelling =
+            sqlx::query!("select id, token from jobs.job where worker_id = $1 and state = 'cancelling'", seat.worker)
+                .fetch_all(&ground.pool)
+                .await?;
+        if cancelling.is_empty() {
+            continue;
+        }
+        let items = cancelling.into_iter().map(|job| StopAttempt {
+            attempt: Some(AttemptRef { job_id: job.id.to_string(), token: job.token.unsigned_abs() }),
+            why: "cancel".to_owned(),
+            grace_s: ground.settings.cancel_grace_s,
+        });
+        seat.send(to_worker::Message::Stop(Stop { items: items.collect() })).await;
+    }
+    Ok(())
+}
+
+/// Proves batches' counters against the rows of their jobs. A difference is told and counted, never mended in silence; a
+/// batch that is complete and was not taken on is taken on.
+async fn reconcile(ground: &Ground) -> Result<(), Fail> {
+    let mut transaction = ground.pool.begin().await?;
+    // One snapshot for both sides, so that a job which ends meanwhile is no difference.
+    sqlx::query!("set transaction isolation level repeatable read, read only").execute(&mut *transaction).await?;
+    let batches = sqlx::query!(
+        r#"select batch.id, batch.total,
+             batch.succeeded as counted_succeeded, batch.failed as counted_failed, batch.cancelled as counted_cancelled,
+             batch.expired as counted_expired, batch.state,
+             (select count(*) from jobs.job where batch_id = batch.id and ordinal is not null) as "live!",
+             (select count(*) from jobs.job_history h where h.batch_id = batch.id and ordinal is not null and h.state = 'succeeded') as "succeeded!",
+             (select count(*) from jobs.job_history h where h.batch_id = batch.id and ordinal is not null and h.state = 'failed') as "failed!",
+             (select count(*) from jobs.job_history h where h.batch_id = batch.id and ordinal is not null and h.state = 'cancelled') as "cancelled!"
+           from jobs.batch
+           where batch.finished_at is null
+           order by batch.id
+           limit $1"#,
+        ROWS_MAX,
+    )
+    .fetch_all(&mut *transaction)
+    .await?;
+    transaction.rollback().await?;
+    let mut drifted = 0u32;
+    let mut stuck = Vec::new();
+    for batch in batches {
+        let counted = [batch.counted_succeeded, batch.counted_failed, batch.counted_cancelled].map(i64::from);
+        let found = [batch.succeeded, batch.failed, batch.cancelled];
+        if counted != found || batch.live + found.iter().sum::<i64>() + i64::from(batch.counted_expired) != i64::from(batch.total) {
+            drifted += 1;
+            error!(batch.id = %batch.id, ?counted, ?found, live = batch.live, total = batch.total,
+                "a batch's counters differ from its jobs");
+        }
+        if batch.state == "running" && counted.iter().sum::<i64>() + i64::from(batch.counted_expired) == i64::from(batch.total) {
+            stuck.push(batch.id);
+        }
+    }
+    metrics::gauge!("guildhall_batch_drift").set(f64::from(drifted));
+    for batch in stuck {
+        warn!(batch.id = %batch, "a complete batch was not taken on; it is now");
+        let now = ground.clock.now();
+        let mut transaction = ground.pool.begin().await?;
+        let changes = [(batch, BatchChange::default())].into_iter().collect();
+        let aftermath = finish::carry_out(ground, &mut transaction, Vec::new(), changes, now).await?;
+        transaction.commit().await?;
+        ground.after(aftermath);
+    }
+    Ok(())
+}
+
+/// Depths, ages and workers, for the metrics page.
+async fn measure(ground: &Ground) -> Result<(), Fail> {
+    let now = ground.clock.now();
+    let depths = sqlx::query!(
+        r#"select queue.name, state.name as "state!", count(job.id) as "depth!",
+             min(job.run_at) filter (where job.state = 'queued') as oldest
+           from jobs.queue
+           cross join unnest(array['scheduled', 'queued', 'running', 'suspended', 'cancelling']) as state (name)
+           left join jobs.job on job.queue = queue.name and job.state = state.name
+           group by queue.name, state.name"#,
+    )
+    .fetch_all(&ground.pool)
+    .await?;
+    for row in depths {
+        #[expect(clippy::cast_precision_loss, reason = "a gauge is a double")]
+        metrics::gauge!("guildhall_queue_depth", "queue" => row.name.clone(), "state" => row.state.clone())
+            .set(row.depth as f64);
+        if row.state == "queued" {
+            let age = row.oldest.map_or(0.0, |oldest| (now - oldest).as_seconds_f64());
+            metrics::gauge!("guildhall_queue_oldest_seconds", "queue" => row.name).set(age.max(0.0));
+        }
+    }
+    let workers = sqlx::query!(
+        r#"select profile, count(*) filter (where not is_draining) as "ready!", count(*) filter (where is_draining) as "draining!"
+           from jobs.worker
+           group by profile"#,
+    )
+    .fetch_all(&ground.pool)
+    .await?;
+    for row in workers {
+        for (state, count) in [("ready", row.ready), ("draining", row.draining)] {
+            #[expect(clippy::cast_precision_loss, reason = "a gauge is a double")]
+            metrics::gauge!("guildhall_workers", "profile" => row.profile.clone(), "state" => state).set(count as f64);
+        }
+    }
+    Ok(())
+}
+
+/// Partitions for the coming days, and the end of what is past its retention.
+async fn tidy(ground: &Ground) -> Result<(), Fail> {
+    history::make_partitions(ground).await?;
+    history::drop_expired(ground).await?;
+    let now = ground.clock.now();
+    let mut connection = ground.pool.acquire().await?;
+    while idempotency::prune(&mut connection, SCHEMA, now, ROWS_MAX).await? > 0 {}
+    let before = now - TimeDelta::days(i64::from(ground.settings.outbox_days));
+    while outbox::prune(&mut connection, SCHEMA, before, ROWS_MAX).await? > 0 {}
+    Ok(())
+}
+
+/// A span of `seconds`, which a setting gave.
+fn seconds(seconds: f64) -> TimeDelta {
+    #[expect(clippy::cast_possible_truncation, reason = "settings are bounded far below")]
+    TimeDelta::milliseconds((seconds * 1000.0) as i64)
+}
+
+/// When a lease that is renewed now ends.
+pub(crate) fn lease_end(ground: &Ground, now: DateTime<Utc>) -> DateTime<Utc> {
+    now + seconds(ground.settings.lease_s)
+}
