@@ -65,8 +65,8 @@ pub struct ModelEntry {
 pub struct FailureEntry {
     /// The job.
     pub job_id: Uuid,
-    /// The picture that it was to use.
-    pub file_id: Uuid,
+    /// The picture that it was to use; a job of another task may name none.
+    pub file_id: Option<Uuid>,
     /// The picture's name, where it was known to be there at all.
     pub source_name: Option<String>,
     /// Kind of the error, `cancelled` and `expired` among them.
@@ -95,7 +95,7 @@ mod tests {
         let id = Uuid::from_u128;
         let failure = |n: u128| FailureEntry {
             job_id: id(n),
-            file_id: id(n + 1000),
+            file_id: Some(id(n + 1000)),
             source_name: (n % 2 == 0).then(|| format!("{n}.png")),
             kind: "invalid_input".to_owned(),
             message: "the file is empty (0 bytes)".to_owned(),

@@ -4,3 +4,15 @@
 //! network of ours; the task that calls it does the rest.
 
 pub mod relief;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The providers there are, by the names that jobs use.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Provider {
+    /// Built in and local: turns brightness into height.
+    #[default]
+    Relief,
+}
