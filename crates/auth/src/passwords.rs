@@ -241,5 +241,7 @@ mod tests {
         let refused = hasher.hash(&offer("correct horse")).await.expect_err("the queue is full");
         assert_eq!((refused.code(), refused.kind()), ("auth.busy", kit::Kind::Unavailable));
         assert!(refused.retry_after_hint().is_some());
+        // Without an account there is work too, behind the same queue.
+        assert!(hasher.verify(&offer("correct horse"), None).await.is_err());
     }
 }

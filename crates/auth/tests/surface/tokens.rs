@@ -23,11 +23,16 @@ impl Forger {
         let service = Service::start().await;
         let tokens = service.person(EMAIL).await;
         let parts: Vec<&str> = tokens.access_token.split('.').collect();
-        let read = |part: &str| serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(part).unwrap()).unwrap();
+        let read = |part: &str| -> Value {
+            let bytes = BASE64_URL_SAFE_NO_PAD.decode(part).expect("base64url");
+            serde_json::from_slice(&bytes).expect("JSON")
+        };
         let (header, claims) = (read(parts[0]), read(parts[1]));
-        let seed: Vec<u8> =
-            sqlx::query_scalar("select private_key from auth.signing_key").fetch_one(service.pool()).await.unwrap();
-        let key = SigningKey::from_bytes(&seed.try_into().unwrap());
+        let seed: Vec<u8> = sqlx::query_scalar("select private_key from auth.signing_key")
+            .fetch_one(service.pool())
+            .await
+            .expect("a key");
+        let key = SigningKey::from_bytes(&seed.try_into().expect("32 bytes"));
         let forger = Self { service, key, header, claims };
         let same = forger.sign(&forger.header, &forger.claims);
         forger.service.get_self(&same).await.expect("signed anew and otherwise the same, it is good");
@@ -62,11 +67,10 @@ fn unsigned(header: &Value, claims: &Value) -> String {
 
 fn with(object: &Value, member: &str, value: &Value) -> Value {
     let mut object = object.clone();
-    let members = object.as_object_mut().unwrap();
-    if value.is_null() {
-        drop(members.remove(member))
-    } else {
-        drop(members.insert(member.to_owned(), value.clone()))
+    let members = object.as_object_mut().expect("an object");
+    match value {
+        Value::Null => drop(members.remove(member)),
+        value => drop(members.insert(member.to_owned(), value.clone())),
     }
     object
 }
