@@ -19,7 +19,7 @@ const TICK: Duration = Duration::from_millis(500);
 
 /// Answers with what it was given.
 #[derive(Debug)]
-pub struct Echo;
+pub(crate) struct Echo;
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -51,7 +51,7 @@ impl Task for Echo {
 
 /// Waits, and ends early when it is asked to.
 #[derive(Debug)]
-pub struct Sleep;
+pub(crate) struct Sleep;
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -106,7 +106,7 @@ impl Task for Sleep {
 
 /// Fails its first attempts, to show retries.
 #[derive(Debug)]
-pub struct Fail;
+pub(crate) struct Fail;
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -160,7 +160,7 @@ impl Task for Fail {
 
 /// Burns a core and never looks up: only its end or a kill stops it.
 #[derive(Debug)]
-pub struct Spin;
+pub(crate) struct Spin;
 
 impl Task for Spin {
     fn name(&self) -> &'static str {
@@ -194,7 +194,7 @@ impl Task for Spin {
 
 /// Takes memory and touches it, until it has what it was told to take or meets the bound of its slot.
 #[derive(Debug)]
-pub struct Hog;
+pub(crate) struct Hog;
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

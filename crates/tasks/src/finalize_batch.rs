@@ -31,7 +31,7 @@ const FAILURES_MAX: usize = 100;
 
 /// The task.
 #[derive(Debug)]
-pub struct FinalizeBatch;
+pub(crate) struct FinalizeBatch;
 
 /// It takes no arguments: what there is to gather is the batch it ends.
 #[derive(Debug, Deserialize, JsonSchema)]

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use worker::{Context, Ending, Failure, Place, Task, kind};
 
 use crate::{
-    args::{UUID, parse, schema_of},
+    args::{FileId, parse, schema_of},
     providers::{
         Provider,
         relief::{self, Fault, Params},
@@ -24,14 +24,13 @@ const STEM_CHARS_MAX: usize = 120;
 
 /// The task.
 #[derive(Debug)]
-pub struct Generate3dModel;
+pub(crate) struct Generate3dModel;
 
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Args {
     /// The picture, a file of the caller's own.
-    #[schemars(extend("pattern" = UUID))]
-    pub(crate) file_id: Uuid,
+    pub(crate) file_id: FileId,
     /// Who makes the model.
     #[serde(default)]
     pub(crate) provider: Provider,
@@ -87,7 +86,7 @@ async fn make(context: &Context, args: &Args) -> Result<Made, Failure> {
     let mut stage = "";
     let mut told = |percent: u8, at: &'static str| {
         // Of a hundred percent, the first 5 went to the file and the last 10 are for what is stored.
-        if at != stage || percent % 5 == 0 {
+        if at != stage || percent.is_multiple_of(5) {
             stage = at;
             context.progress(5.0 + f64::from(percent) * 0.85, at, input.facts.name.clone());
         }
@@ -164,7 +163,9 @@ mod tests {
     #[test]
     fn the_schema_refuses_what_is_no_file_and_knows_one_provider() {
         let schema = schema_of::<Args>().to_string();
-        assert!(schema.contains(r#""relief""#) && schema.contains("additionalProperties"), "{schema}");
+        for needed in [r#""relief""#, "additionalProperties", "pattern", "2020-12"] {
+            assert!(schema.contains(needed), "{needed} is missing in {schema}");
+        }
         assert!(!schema.contains(r#""fal""#));
     }
 }

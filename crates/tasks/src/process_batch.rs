@@ -5,11 +5,10 @@ use futures::future::BoxFuture;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use uuid::Uuid;
 use worker::{ChildJob, Context, Ending, Failure, Finalize, Place, Task};
 
 use crate::{
-    args::{UUID, parse, schema_of},
+    args::{FileId, parse, schema_of},
     finalize_batch, generate_3d_model,
     providers::{Provider, relief::Params},
 };
@@ -19,14 +18,14 @@ const PAGE: usize = 250;
 
 /// The task.
 #[derive(Debug)]
-pub struct ProcessBatch;
+pub(crate) struct ProcessBatch;
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Args {
     /// The pictures, files of the caller's own, 1 to 10,000.
-    #[schemars(length(min = 1, max = 10_000), inner(extend("pattern" = UUID)))]
-    file_ids: Vec<Uuid>,
+    #[schemars(length(min = 1, max = 10_000))]
+    file_ids: Vec<FileId>,
     /// Who makes the models.
     #[serde(default)]
     provider: Provider,
@@ -71,7 +70,7 @@ async fn fan_out(context: &Context, args: &Args) -> Result<String, Failure> {
     batch_id.ok_or_else(|| Failure::invalid_input("A batch needs at least one picture."))
 }
 
-fn child(args: &Args, file_id: Uuid, ordinal: usize) -> Result<ChildJob, Failure> {
+fn child(args: &Args, file_id: FileId, ordinal: usize) -> Result<ChildJob, Failure> {
     let child = generate_3d_model::Args { file_id, provider: args.provider, params: args.params.clone() };
     Ok(ChildJob {
         ordinal: u32::try_from(ordinal).map_err(Failure::internal)?,

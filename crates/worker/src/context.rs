@@ -46,15 +46,23 @@ impl Level {
     }
 }
 
+/// What is known of a file of the owner's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileFacts {
+    /// As its owner named it: not fit to be a path.
+    pub name: String,
+    pub content_type: String,
+    pub size_bytes: u64,
+    /// Of all its bytes, in lower-case hexadecimal digits.
+    pub sha256: String,
+}
+
 /// A file of the owner's that was brought into the scratch folder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Input {
     /// Where its bytes lie; the task may remove it when it is done with it.
     pub path: PathBuf,
-    /// As its owner named it: not fit to be a path.
-    pub name: String,
-    pub content_type: String,
-    pub size_bytes: u64,
+    pub facts: FileFacts,
 }
 
 /// A file that was stored. It is the owner's once the attempt has succeeded, and gone if it does not.
@@ -118,6 +126,7 @@ pub(crate) enum Told {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Question {
+    Describe { file_id: String },
     Fetch { file_id: String },
     Store { path: PathBuf, name: String, content_type: String },
     FanOut { jobs: Vec<ChildJob>, finalize: Finalize },
@@ -127,6 +136,7 @@ pub(crate) enum Question {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Answer {
+    Described(FileFacts),
     Fetched(Input),
     Stored(Stored),
     FannedOut { batch_id: String },
@@ -210,6 +220,17 @@ impl Context {
     /// [`Failure::Stopped`] when it was.
     pub fn check(&self) -> Result<(), Failure> {
         if self.is_stopping() { Err(Failure::Stopped) } else { Ok(()) }
+    }
+
+    /// What is known of a whole file of the job's owner, without its bytes.
+    ///
+    /// # Errors
+    /// `not_found` for a file that is missing or another owner's.
+    pub async fn describe(&self, file_id: &str) -> Result<FileFacts, Failure> {
+        match self.host.ask(Question::Describe { file_id: file_id.to_owned() }).await? {
+            Answer::Described(facts) => Ok(facts),
+            other => Err(mismatched(&other)),
+        }
     }
 
     /// Brings a whole file of the job's owner into the scratch folder.

@@ -11,14 +11,14 @@ use bytes::BytesMut;
 use futures::future::BoxFuture;
 use kit::{Clock, Fail, storage::Storage};
 use parking_lot::Mutex;
-use proto::worker::{FanOutJob, FanOutRequest, LogEntry, WrittenFile};
+use proto::worker::{AttemptFile, FanOutJob, FanOutRequest, LogEntry, WrittenFile};
 use serde_json::Value;
 use tokio::io::AsyncReadExt as _;
 
 use crate::{
     Failure,
     calls::Calls,
-    context::{Answer, Child, ChildJob, Children, Finalize, Host, Input, Question, Stored, Told},
+    context::{Answer, Child, ChildJob, Children, FileFacts, Finalize, Host, Input, Question, Stored, Told},
     ledger::{Ledger, Order, Why},
 };
 
@@ -70,6 +70,9 @@ impl Host for Desk {
     fn ask(&self, question: Question) -> BoxFuture<'_, Result<Answer, Failure>> {
         Box::pin(async move {
             let answer = match question {
+                Question::Describe { file_id } => {
+                    self.calls.get_file(&file_id).await.map(|file| Answer::Described(facts(file)))
+                }
                 Question::Fetch { file_id } => self.fetch(&file_id).await.map(Answer::Fetched),
                 Question::Store { path, name, content_type } => {
                     self.store(&path, &name, content_type).await.map(Answer::Stored)
@@ -105,7 +108,7 @@ impl Desk {
         if size != file.size_bytes {
             return Err(Fail::internal(format!("file {} has {size} bytes, not {}", file.id, file.size_bytes)));
         }
-        Ok(Input { path, name: file.name, content_type: file.content_type, size_bytes: size })
+        Ok(Input { path, facts: facts(file) })
     }
 
     async fn store(&self, path: &Path, name: &str, content_type: String) -> Result<Stored, Fail> {
@@ -167,6 +170,15 @@ impl Desk {
             error: (!child.error_kind.is_empty()).then_some((child.error_kind, child.error_message)),
         });
         Ok(Children { items: items.collect(), more: page.more, batch_id: page.batch_id })
+    }
+}
+
+fn facts(file: AttemptFile) -> FileFacts {
+    FileFacts {
+        name: file.name,
+        content_type: file.content_type,
+        size_bytes: file.size_bytes,
+        sha256: file.sha256,
     }
 }
 

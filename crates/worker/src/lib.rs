@@ -31,7 +31,7 @@ mod supervise;
 mod task;
 mod worker;
 
-pub use context::{CHILDREN_PAGE_MAX, Child, ChildJob, Children, Context, Finalize, Input, Level, Stored};
+pub use context::{CHILDREN_PAGE_MAX, Child, ChildJob, Children, Context, FileFacts, Finalize, Input, Level, Stored};
 pub use credential::Credential;
 pub use failure::{Failure, kind};
 pub use hooks::{Ended, Hooks, Metrics, Run};
