@@ -1,0 +1,69 @@
+//! The database of this process: the one that `database_url` names, or the private server of the data directory; and
+//! the schemas in it, each migrated as its own role.
+
+use kit::{
+    Fail, Secret,
+    private_postgres::{Options, PrivatePostgres},
+};
+
+use crate::settings::Settings;
+
+/// A database that answers.
+#[derive(Debug)]
+pub(crate) struct Database {
+    private: Option<PrivatePostgres>,
+    url: Secret,
+}
+
+impl Database {
+    /// Starts the private server when no URL names another. The other is not asked here: migrating does.
+    ///
+    /// # Errors
+    /// `up.postgres` with a sentence that says the way out.
+    pub(crate) async fn open(settings: &Settings) -> Result<Self, Fail> {
+        if let Some(url) = &settings.process.database_url {
+            return Ok(Self { private: None, url: url.clone() });
+        }
+        let options = private_options(settings);
+        let private = PrivatePostgres::start(options).await;
+        let private = private.map_err(|error| Fail::unavailable("up.postgres", format!("{error}.")))?;
+        let url = Secret::new(private.url());
+        Ok(Self { private: Some(private), url })
+    }
+
+    pub(crate) fn url(&self) -> &str {
+        self.url.expose()
+    }
+
+    /// Brings every schema to this version. What is there already costs a look.
+    ///
+    /// # Errors
+    /// As [`kit::db::migrate`].
+    pub(crate) async fn migrate(&self) -> Result<(), Fail> {
+        for (schema, migrator) in [(auth::SCHEMA, &auth::MIGRATOR), (jobs::SCHEMA, &jobs::MIGRATOR)] {
+            kit::db::migrate(self.url(), schema, migrator).await?;
+            tracing::info!(schema = schema.name(), "migrated");
+        }
+        Ok(())
+    }
+
+    /// Resolves, with the reason, only when the private server is given up.
+    pub(crate) async fn died(&self) -> String {
+        match &self.private {
+            Some(private) => private.died().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Stops the private server; another is left as it is.
+    pub(crate) async fn close(self) {
+        if let Some(private) = self.private {
+            private.stop().await;
+        }
+    }
+}
+
+/// How the private server of these settings is run.
+pub(crate) fn private_options(settings: &Settings) -> Options {
+    Options { data_dir: settings.data_dir.clone(), bin_dir: settings.process.pg_bin.clone(), durable: true }
+}

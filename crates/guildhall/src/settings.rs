@@ -1,0 +1,278 @@
+//! The settings of the whole process: each role's own, and those that belong to no role. They are read once, at the
+//! start, and every fault is told at once.
+
+use std::{
+    ffi::OsString,
+    io::IsTerminal as _,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use kit::{
+    Fail, Secret,
+    config::{Field, Source},
+    telemetry::{LogFormat, init_logs},
+};
+
+use crate::{exit, say};
+
+/// The file that is read when none is named, if it is there.
+const FILE: &str = "guildhall.toml";
+/// The variable that names another.
+const FILE_VARIABLE: &str = "GUILDHALL_CONFIG";
+
+kit::settings! {
+    /// What belongs to the process and to no one role.
+    pub(crate) struct Process {
+        /// The directory of all that is kept on this machine: database, files, keys. Unset: `/var/lib/guildhall/data` for
+        /// root, else `guildhall` under `$XDG_DATA_HOME` or `~/.local/share`. One process at a time may use it.
+        pub(crate) data_dir: Option<PathBuf> = "",
+        /// Postgres 15 or newer, as `postgresql://user:password@host/database`. Unset: a private server in `data_dir`, which
+        /// starts and stops with this process.
+        pub(crate) database_url: Option<Secret> = "",
+        /// The directory of `postgres` and `initdb` for the private server. Unset: they are looked for where packages put
+        /// them.
+        pub(crate) pg_bin: Option<PathBuf> = "",
+        /// Where the bytes of files lie: `file:///folder`, or `s3://bucket/prefix?endpoint=https://host&region=name`. Unset:
+        /// `files` in `data_dir`.
+        pub(crate) storage_url: Option<String> = "",
+        /// The access key of an `s3:` storage.
+        pub(crate) storage_access_key: Option<Secret> = "",
+        /// The secret key of an `s3:` storage.
+        pub(crate) storage_secret_key: Option<Secret> = "",
+        /// Where metrics (`/metrics`) and probe details (`/livez`, `/readyz`) are served, as address and port. They tell of
+        /// the inside, so never on the public listener. Port 0 picks a free one.
+        pub(crate) ops_listen: SocketAddr = "127.0.0.1:9464",
+        /// The URL by which people reach the API; it is the issuer of access tokens. Unset: `http_listen` as a URL, which is
+        /// right on one machine only.
+        pub(crate) public_url: Option<String> = "",
+        /// Whether the tasks `demo_*` are offered. They only show and test the engine.
+        pub(crate) demo_tasks: bool = "true",
+        /// Seconds that everything together has to end by itself after the first signal; what is left then is dropped, and
+        /// the exit code says so. More than the worker's `worker_drain_s` and `worker_grace_s` and 5 s.
+        pub(crate) drain_s: u32 = "45",
+        /// What is logged, as in `info,jobs=debug`. Unset: `info`, and on a terminal `warn`, where people want the answer.
+        pub(crate) log_filter: Option<String> = "",
+        /// `text`, `json`, or `auto`: text on a terminal and JSON lines elsewhere.
+        pub(crate) log_format: LogFormat = "auto",
+    }
+}
+
+/// Where a command reads its settings from, beside the environment.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct File {
+    /// The settings file; GUILDHALL_CONFIG or ./guildhall.toml when left out
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl File {
+    /// The settings, with the log started as they say. Faults go to standard error.
+    ///
+    /// # Errors
+    /// The exit code of a configuration with faults.
+    pub(crate) fn settle(&self) -> Result<Settings, ExitCode> {
+        let settings = match self.read() {
+            Ok((settings, _)) => settings,
+            Err(faults) => {
+                say::faults(&faults);
+                return Err(exit::usage());
+            }
+        };
+        match settings.start_log() {
+            Ok(()) => Ok(settings),
+            Err(fail) => {
+                say::faults(&[format!("log_filter: {}", fail.message())]);
+                Err(exit::usage())
+            }
+        }
+    }
+
+    /// As [`Settings::load`].
+    ///
+    /// # Errors
+    /// Every fault there is, a sentence each.
+    pub(crate) fn read(&self) -> Result<(Settings, Vec<Effective>), Vec<String>> {
+        Settings::load(self.config.as_deref())
+    }
+}
+
+/// Every setting of the process.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    pub(crate) process: Process,
+    pub(crate) gateway: gateway::Settings,
+    pub(crate) auth: auth::Settings,
+    pub(crate) jobs: jobs::Settings,
+    pub(crate) worker: worker::Settings,
+    /// Resolved from `process.data_dir`; absolute.
+    pub(crate) data_dir: PathBuf,
+}
+
+/// One setting in effect, for people.
+#[derive(Debug)]
+pub(crate) struct Effective {
+    pub(crate) name: &'static str,
+    /// As in a variable; a secret's is `***`.
+    pub(crate) value: String,
+    /// Where it was said; none for a default.
+    pub(crate) place: Option<String>,
+}
+
+/// The sections of the default file, in its order.
+pub(crate) const PARTS: &[(&str, &[Field])] = &[
+    ("process", Process::FIELDS),
+    ("gateway", gateway::Settings::FIELDS),
+    ("auth", auth::Settings::FIELDS),
+    ("jobs", jobs::Settings::FIELDS),
+    ("worker", worker::Settings::FIELDS),
+];
+
+impl Settings {
+    /// Reads `file`, else the one that `GUILDHALL_CONFIG` names, else `guildhall.toml` where it is there; then the
+    /// variables over it.
+    ///
+    /// # Errors
+    /// Every fault there is, a sentence each.
+    fn load(file: Option<&Path>) -> Result<(Self, Vec<Effective>), Vec<String>> {
+        let Environment { variables, file: named, home, faults } = Environment::read();
+        let named = file.map(Path::to_owned).or(named);
+        let mut source = Source::read(named.as_deref().unwrap_or(Path::new(FILE)), named.is_some(), variables);
+        for fault in faults {
+            source.fault(fault);
+        }
+        let process = Process::take(&mut source);
+        let data_dir = data_dir(process.data_dir.as_deref(), home, &mut source);
+        let settings = Self {
+            process,
+            gateway: gateway::Settings::take(&mut source),
+            auth: auth::Settings::take(&mut source),
+            jobs: jobs::Settings::take(&mut source),
+            worker: worker::Settings::take(&mut source),
+            data_dir,
+        };
+        for fault in settings.contradictions() {
+            source.fault(fault);
+        }
+        let effective = settings.effective(&source);
+        match source.into_faults() {
+            faults if faults.is_empty() => Ok((settings, effective)),
+            faults => Err(faults),
+        }
+    }
+
+    fn start_log(&self) -> Result<(), Fail> {
+        let quiet = if std::io::stderr().is_terminal() { "warn" } else { "info" };
+        init_logs(self.process.log_filter.as_deref().unwrap_or(quiet), self.process.log_format)
+    }
+
+    /// What only the values together show to be wrong.
+    fn contradictions(&self) -> Vec<String> {
+        let mut faults = self.auth.faults();
+        if let Err(fail) = worker::Profile::of(&self.worker) {
+            faults.push(format!("worker_profile: {}", fail.message()));
+        }
+        let worker_s = self.worker.stop_within().as_secs();
+        if u64::from(self.process.drain_s) <= worker_s {
+            faults.push(format!("drain_s must be more than the {worker_s} s in which the worker stops"));
+        }
+        let is_s3 = self.process.storage_url.as_deref().is_some_and(|url| url.starts_with("s3:"));
+        if is_s3 && (self.process.storage_access_key.is_none() || self.process.storage_secret_key.is_none()) {
+            faults.push("storage_url is of S3, which needs storage_access_key and storage_secret_key".to_owned());
+        }
+        if let Some(url) = &self.process.public_url {
+            let is_url = url.starts_with("http://") || url.starts_with("https://");
+            if !is_url || url.ends_with('/') {
+                faults.push(format!(
+                    "public_url must begin with http:// or https:// and end without a slash, not `{url}`"
+                ));
+            }
+        }
+        if self.process.ops_listen == self.gateway.http_listen && self.process.ops_listen.port() != 0 {
+            faults.push(
+                "ops_listen and http_listen are the same address: the inside is never told on the public one".into(),
+            );
+        }
+        faults
+    }
+
+    fn effective(&self, source: &Source) -> Vec<Effective> {
+        let parts = [
+            self.process.values(),
+            self.gateway.values(),
+            self.auth.values(),
+            self.jobs.values(),
+            self.worker.values(),
+        ];
+        let mut effective: Vec<Effective> = parts
+            .into_iter()
+            .flatten()
+            .map(|(name, value)| Effective { name, value, place: source.place(name).map(str::to_owned) })
+            .collect();
+        if let Some(data_dir) = effective.iter_mut().find(|setting| setting.name == "data_dir") {
+            data_dir.value = self.data_dir.display().to_string();
+        }
+        effective
+    }
+}
+
+/// What the environment says about settings.
+struct Environment {
+    variables: Vec<(String, String)>,
+    file: Option<PathBuf>,
+    /// Where this user's programs keep their data.
+    home: Option<PathBuf>,
+    faults: Vec<String>,
+}
+
+impl Environment {
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment, for kit::config")]
+    fn read() -> Self {
+        let mut environment = Self { variables: Vec::new(), file: None, home: None, faults: Vec::new() };
+        for (name, value) in std::env::vars_os() {
+            let Some(name) = name.to_str().filter(|name| name.starts_with("GUILDHALL_")) else { continue };
+            if name == FILE_VARIABLE {
+                environment.file = Some(PathBuf::from(value)).filter(|file| !file.as_os_str().is_empty());
+                continue;
+            }
+            match OsString::into_string(value) {
+                Ok(value) => environment.variables.push((name.to_owned(), value)),
+                Err(_) => environment.faults.push(format!("{name}: its value is not UTF-8")),
+            }
+        }
+        let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        environment.home = absolute("XDG_DATA_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/share")));
+        environment
+    }
+}
+
+fn data_dir(said: Option<&Path>, home: Option<PathBuf>, source: &mut Source) -> PathBuf {
+    let chosen = match said {
+        Some(dir) => dir.to_owned(),
+        None if nix::unistd::geteuid().is_root() => PathBuf::from("/var/lib/guildhall/data"),
+        None => match home {
+            Some(home) => home.join("guildhall"),
+            None => {
+                source.fault("data_dir: neither it nor HOME is set, so there is no place to keep anything");
+                PathBuf::new()
+            }
+        },
+    };
+    std::path::absolute(&chosen).unwrap_or(chosen)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn no_two_roles_declare_the_same_setting() {
+        let mut seen = BTreeSet::new();
+        for field in PARTS.iter().flat_map(|(_, fields)| *fields) {
+            assert!(seen.insert(field.name), "{} is declared twice", field.name);
+        }
+    }
+}

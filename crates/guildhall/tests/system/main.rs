@@ -1,0 +1,31 @@
+//! The whole house, as people meet it: the real binary with its private Postgres, worker and children, started in a
+//! directory of its own for each test, spoken to over its public API, killed where the test says so.
+//!
+//! | file | promises |
+//! |---|---|
+//! | `main_job` | pictures become models, each fit to be printed; bad input fails alone; memory stays bounded |
+//! | `faults` | whatever is killed and whenever, each job ends once and nothing is left behind |
+//! | `privacy` | nobody sees or does what is not theirs, on any route there is |
+//! | `life` | starting, stopping and being asked wrongly |
+//!
+//! `GUILDHALL_TEST_LONG` runs the long form: 200 pictures and more kills.
+
+mod faults;
+mod glb;
+mod house;
+mod life;
+mod main_job;
+mod person;
+mod pictures;
+mod privacy;
+mod wait;
+
+/// Whether this is the long form.
+fn is_long() -> bool {
+    variable("GUILDHALL_TEST_LONG").is_some()
+}
+
+#[expect(clippy::disallowed_methods, reason = "the tests' own variables, which no service knows")]
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}

@@ -1,0 +1,183 @@
+//! Somebody who uses the public API, as any HTTP client would.
+
+use std::time::Duration;
+
+use eventsource_stream::Eventsource as _;
+use futures::StreamExt as _;
+use reqwest::{Method, RequestBuilder, StatusCode};
+use serde_json::{Value, json};
+
+use crate::wait::{SOON, until};
+
+#[derive(Debug, Clone)]
+pub(crate) struct Person {
+    http: reqwest::Client,
+    base: String,
+    token: Option<String>,
+    pub(crate) email: String,
+    password: String,
+    /// The user's id; empty for somebody who is not signed in.
+    pub(crate) id: String,
+}
+
+/// An answer: its status and its JSON, null when there is none.
+#[derive(Debug, Clone)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) body: Value,
+}
+
+impl Answer {
+    /// The body of an answer that is as good as `status`.
+    pub(crate) fn expect(self, status: u16) -> Value {
+        assert_eq!(self.status.as_u16(), status, "{:#}", self.body);
+        self.body
+    }
+}
+
+/// One event of a live stream.
+#[derive(Debug, Clone)]
+pub(crate) struct Event {
+    pub(crate) id: String,
+    pub(crate) event: String,
+    pub(crate) data: Value,
+}
+
+impl Person {
+    /// Somebody who is not signed in.
+    pub(crate) fn stranger(base: &str) -> Self {
+        let http = reqwest::Client::builder().timeout(Duration::from_secs(300)).build().expect("a client");
+        let (email, password) = (String::new(), String::new());
+        Self { http, base: base.to_owned(), token: None, email, password, id: String::new() }
+    }
+
+    pub(crate) async fn register(base: &str, name: &str) -> Self {
+        let (email, password) = (format!("{name}@example.org"), format!("a long password of {name}"));
+        let body = json!({ "email": email, "password": password, "display_name": name });
+        Self::stranger(base).post("/api/v1/auth/register", &body).await.expect(201);
+        Self::login(base, &email, &password).await
+    }
+
+    pub(crate) async fn login(base: &str, email: &str, password: &str) -> Self {
+        let mut person = Self { email: email.to_owned(), password: password.to_owned(), ..Self::stranger(base) };
+        person.sign_in().await;
+        person
+    }
+
+    /// The same person after a restart of the house, which may be elsewhere now.
+    pub(crate) async fn at(&self, base: &str) -> Self {
+        Self::login(base, &self.email, &self.password).await
+    }
+
+    /// Takes a new token, as after a change of roles.
+    pub(crate) async fn sign_in(&mut self) {
+        self.token = None;
+        let body = json!({ "email": self.email, "password": self.password });
+        let answer = self.post("/api/v1/auth/login", &body).await.expect(200);
+        self.token = Some(answer["access_token"].as_str().expect("a token").to_owned());
+        self.id = answer["user"]["id"].as_str().expect("an id").to_owned();
+    }
+
+    pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        let request = self.http.request(method, format!("{}{path}", self.base));
+        match &self.token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        }
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        answer(self.request(Method::GET, path)).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Answer {
+        answer(self.request(Method::POST, path).json(body)).await
+    }
+
+    /// Uploads files of these names in one request; their ids in order.
+    pub(crate) async fn upload(&self, files: Vec<(String, Vec<u8>)>) -> Vec<String> {
+        let form = files.into_iter().fold(reqwest::multipart::Form::new(), |form, (name, bytes)| {
+            form.part("file", reqwest::multipart::Part::bytes(bytes).file_name(name))
+        });
+        let body = answer(self.request(Method::POST, "/api/v1/files").multipart(form)).await.expect(201);
+        let items = body["items"].as_array().expect("items");
+        items.iter().map(|file| file["id"].as_str().expect("an id").to_owned()).collect()
+    }
+
+    pub(crate) async fn download(&self, id: &str) -> Vec<u8> {
+        let response = self.request(Method::GET, &format!("/api/v1/files/{id}/content")).send().await;
+        let response = response.expect("an answer");
+        assert_eq!(response.status().as_u16(), 200, "file {id}");
+        response.bytes().await.expect("a whole body").to_vec()
+    }
+
+    /// Submits one job; its id.
+    pub(crate) async fn submit(&self, task: &str, args: Value) -> String {
+        let job = self.post("/api/v1/jobs", &json!({ "task": task, "args": args })).await.expect(202);
+        job["id"].as_str().expect("an id").to_owned()
+    }
+
+    pub(crate) async fn job(&self, id: &str) -> Value {
+        self.get(&format!("/api/v1/jobs/{id}")).await.expect(200)
+    }
+
+    /// Waits until the job is final; the job then.
+    pub(crate) async fn finished(&self, id: &str, limit: Duration) -> Value {
+        until(&format!("the end of job {id}"), limit, async || {
+            let job = self.job(id).await;
+            let state = job["state"].as_str().unwrap_or_default();
+            ["succeeded", "failed", "cancelled", "expired"].contains(&state).then_some(job)
+        })
+        .await
+    }
+
+    /// Waits until the job has a field that is not null; its value.
+    pub(crate) async fn field(&self, id: &str, name: &str) -> Value {
+        until(&format!("`{name}` of job {id}"), SOON, async || {
+            let mut job = self.job(id).await;
+            let value = job[name].take();
+            (!value.is_null()).then_some(value)
+        })
+        .await
+    }
+
+    /// Every item of a list, page by page.
+    pub(crate) async fn list(&self, path: &str) -> Vec<Value> {
+        let mut items = Vec::new();
+        let mut cursor = String::new();
+        loop {
+            let sign = if path.contains('?') { '&' } else { '?' };
+            let page = self.get(&format!("{path}{sign}limit=200{cursor}")).await.expect(200);
+            items.extend(page["items"].as_array().expect("items").iter().cloned());
+            match page["next_cursor"].as_str() {
+                Some(next) => cursor = format!("&cursor={next}"),
+                None => return items,
+            }
+        }
+    }
+
+    /// The events of a stream from the first one kept to its end.
+    pub(crate) async fn events(&self, path: &str, limit: Duration) -> Vec<Event> {
+        let response = self.request(Method::GET, path).timeout(limit).send().await.expect("an answer");
+        assert_eq!(response.status().as_u16(), 200, "{path}");
+        let mut stream = response.bytes_stream().eventsource();
+        let mut events = Vec::new();
+        while let Some(event) = stream.next().await {
+            let event = event.expect("the stream stays whole until it ends");
+            let is_end = event.event == "end";
+            let data = serde_json::from_str(&event.data).expect("events carry JSON");
+            events.push(Event { id: event.id, event: event.event, data });
+            if is_end {
+                return events;
+            }
+        }
+        panic!("{path} closed without an `end`");
+    }
+}
+
+pub(crate) async fn answer(request: RequestBuilder) -> Answer {
+    let response = request.send().await.expect("an answer");
+    let status = response.status();
+    let text = response.text().await.expect("a whole body");
+    Answer { status, body: serde_json::from_str(&text).unwrap_or(Value::Null) }
+}

@@ -1,0 +1,239 @@
+//! Who sees what, and who may do what: generated over every route of the OpenAPI document, every task and every queue, so
+//! that a new one is tested from the day it exists.
+
+use std::collections::BTreeSet;
+
+use kit::identity::Role;
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use sqlx::Connection as _;
+
+use crate::{
+    house::House,
+    person::{Answer, Person, answer},
+    pictures,
+    wait::SOON,
+};
+
+/// An id that nothing has.
+const NOBODYS: &str = "01890000-0000-7000-8000-000000000000";
+
+/// One operation of the document.
+#[derive(Debug)]
+struct Operation {
+    method: Method,
+    path: String,
+    permission: Option<String>,
+    is_public: bool,
+    takes_json: bool,
+}
+
+impl Operation {
+    /// Every operation there is.
+    async fn all(house: &House) -> Vec<Self> {
+        let document = Person::stranger(&house.ready().http).get("/api/openapi.json").await.expect(200);
+        let paths = document["paths"].as_object().expect("paths");
+        let mut all = Vec::new();
+        for (path, methods) in paths {
+            for (method, operation) in methods.as_object().expect("methods") {
+                all.push(Self {
+                    method: method.to_uppercase().parse().expect("a method"),
+                    path: path.clone(),
+                    permission: operation["x-permission"].as_str().map(str::to_owned),
+                    is_public: operation["security"].as_array().is_some_and(Vec::is_empty),
+                    takes_json: operation["requestBody"]["content"]["application/json"].is_object(),
+                });
+            }
+        }
+        assert!(all.len() > 30, "{} operations are too few to be all", all.len());
+        all
+    }
+
+    fn has_id(&self) -> bool {
+        self.path.contains("{id}")
+    }
+
+    /// The path with `id` in its place, and a name that no queue has.
+    fn with(&self, id: &str) -> String {
+        self.path.replace("{id}", id).replace("{name}", "nowhere")
+    }
+
+    async fn ask(&self, person: &Person, id: &str) -> Answer {
+        let request = person.request(self.method.clone(), &self.with(id));
+        answer(if self.takes_json { request.json(&json!({})) } else { request }).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_user_sees_nothing_of_the_first() {
+    let house = House::open().await;
+    let owner = house.newcomer("ada").await;
+    let other = house.newcomer("mallory").await;
+    let file_id = owner.upload(vec![("hers.png".to_owned(), pictures::small_png())]).await.remove(0);
+    let job_id = owner.submit("process_batch", json!({ "file_ids": [file_id] })).await;
+    let batch_id = owner.field(&job_id, "child_batch_id").await.as_str().expect("an id").to_owned();
+    owner.finished(&job_id, SOON).await;
+    let sessions = owner.list("/api/v1/auth/sessions").await;
+    let session_id = sessions[0]["id"].as_str().expect("an id");
+
+    let mut asked = 0;
+    for operation in Operation::all(&house).await.iter().filter(|operation| operation.has_id()) {
+        let noun = operation.path.split("/{id}").next().and_then(|path| path.rsplit('/').next());
+        let id = match noun {
+            Some("jobs") => job_id.as_str(),
+            Some("batches") => batch_id.as_str(),
+            Some("files") => file_id.as_str(),
+            Some("sessions") => session_id,
+            _ => panic!("whose id does {} {} take? Give this test one", operation.method, operation.path),
+        };
+        // Where the body is judged before the id is looked up, a good one is needed to get that far.
+        let body = match operation.path.as_str() {
+            "/api/v1/batches/{id}/jobs" => json!({ "jobs": [{ "task": "demo_echo", "args": { "value": 1 } }] }),
+            _ => json!({}),
+        };
+        let request = other.request(operation.method.clone(), &operation.with(id));
+        let refused = answer(if operation.takes_json { request.json(&body) } else { request }).await;
+        assert_eq!(refused.status, StatusCode::NOT_FOUND, "{operation:?}: {:#}", refused.body);
+        // And it is the same answer as for what is not there at all.
+        let request = other.request(operation.method.clone(), &operation.with(NOBODYS));
+        let absent = answer(if operation.takes_json { request.json(&body) } else { request }).await;
+        assert_eq!(refused.body["code"], absent.body["code"], "{operation:?}");
+        asked += 1;
+    }
+    assert!(asked > 10, "{asked} routes with an id are too few to be all");
+
+    // What everybody sees: the tasks and queues that there are, and one's own session.
+    let shared = ["/api/v1/tasks", "/api/v1/queues", "/api/v1/auth/sessions"];
+    let mut lists = 0;
+    for operation in Operation::all(&house).await {
+        let is_list =
+            operation.method == Method::GET && operation.permission.is_some() && !operation.path.contains('{');
+        if !is_list || shared.contains(&operation.path.as_str()) {
+            continue;
+        }
+        let answer = operation.ask(&other, NOBODYS).await;
+        if answer.status == StatusCode::FORBIDDEN {
+            continue;
+        }
+        assert_eq!(answer.body["items"], json!([]), "{operation:?}");
+        // The owner named in a filter is not believed.
+        let path = format!("{}?owner_id={}", operation.path, owner.id);
+        let asked = other.get(&path).await;
+        assert!(asked.status != StatusCode::OK || asked.body["items"] == json!([]), "{path}: {:#}", asked.body);
+        lists += 1;
+    }
+    assert!(lists >= 3, "{lists} lists are too few to be all");
+    let sessions = other.list("/api/v1/auth/sessions").await;
+    assert!(sessions.iter().all(|session| session["id"] != session_id), "{sessions:#?}");
+    for queue in other.list("/api/v1/queues").await {
+        let depths = queue["depth"].as_object().cloned().unwrap_or_default();
+        assert!(depths.values().all(|depth| depth == 0), "the depth of {queue:#} tells of another's jobs");
+    }
+    // Nothing of what was asked has done the owner any harm.
+    owner.download(&file_id).await;
+    owner.get("/api/v1/me").await.expect(200);
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_route_but_the_public_ones_asks_who_one_is() {
+    let house = House::open().await;
+    let stranger = Person::stranger(&house.ready().http);
+    let mut public = BTreeSet::new();
+    for operation in Operation::all(&house).await {
+        let answer = operation.ask(&stranger, NOBODYS).await;
+        if operation.is_public {
+            public.insert(operation.path.clone());
+        } else {
+            assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{operation:?}");
+            assert_eq!(answer.body["code"], "auth.required", "{operation:?}");
+        }
+    }
+    let expected = [
+        "/.well-known/jwks.json",
+        "/api/docs",
+        "/api/docs/page.css",
+        "/api/docs/page.js",
+        "/api/openapi.json",
+        "/api/v1/auth/login",
+        "/api/v1/auth/refresh",
+        "/api/v1/auth/register",
+        "/livez",
+        "/readyz",
+    ];
+    assert_eq!(public, expected.map(str::to_owned).into(), "what is public is a decision, written here");
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_role_may_do_what_the_table_says_and_nothing_else() {
+    let house = House::open().await;
+    let operations = Operation::all(&house).await;
+    let administrator = house.administrator().await;
+    let tasks = names(&administrator.list("/api/v1/tasks").await);
+    let queues = names(&administrator.list("/api/v1/queues").await);
+    assert!(tasks.contains("generate_3d_model") && queues.contains("priority"), "{tasks:?} {queues:?}");
+
+    for role in Role::ALL.into_iter().filter(|role| *role != Role::Service) {
+        let mut person = house.newcomer(role.as_str()).await;
+        give_role(&house, &person, role).await;
+        person.sign_in().await;
+
+        for operation in &operations {
+            let Some(permission) = &operation.permission else { continue };
+            let answer = operation.ask(&person, NOBODYS).await;
+            let may = role.reach(permission).is_some();
+            assert_eq!(answer.status != StatusCode::FORBIDDEN, may, "{role}: {operation:?}: {:#}", answer.body);
+            assert_ne!(answer.status, StatusCode::UNAUTHORIZED, "{role}: {operation:?}");
+            assert!(!answer.status.is_server_error(), "{role}: {operation:?}: {:#}", answer.body);
+        }
+
+        let seen = names(&person.list("/api/v1/tasks").await);
+        assert_eq!(seen, tasks.iter().filter(|task| role.may_run_task(task)).cloned().collect(), "{role}: tasks");
+        for task in &tasks {
+            // The arguments are wrong, so that nothing runs; what is told about the task itself differs.
+            let job = json!({ "task": task, "args": { "no such argument": 1 } });
+            let answer = person.post("/api/v1/jobs", &job).await;
+            assert_eq!(is_refused_at(&answer, "/task"), !role.may_run_task(task), "{role}: {task}: {:#}", answer.body);
+        }
+        for queue in &queues {
+            let job = json!({ "task": "demo_echo", "args": { "no such argument": 1 }, "queue": queue });
+            let answer = person.post("/api/v1/jobs", &job).await;
+            assert_eq!(
+                is_refused_at(&answer, "/queue"),
+                !role.may_use_queue(queue),
+                "{role}: {queue}: {:#}",
+                answer.body
+            );
+        }
+        for priority in [0, 50, 60, 61, 100] {
+            let job = json!({ "task": "demo_echo", "args": { "no such argument": 1 }, "priority": priority });
+            let answer = person.post("/api/v1/jobs", &job).await;
+            let may = priority <= role.priority_max();
+            assert_eq!(is_refused_at(&answer, "/priority"), !may, "{role}: priority {priority}: {:#}", answer.body);
+        }
+    }
+    house.close().await;
+}
+
+fn names(items: &[Value]) -> BTreeSet<String> {
+    items.iter().map(|item| item["name"].as_str().expect("a name").to_owned()).collect()
+}
+
+fn is_refused_at(answer: &Answer, pointer: &str) -> bool {
+    assert!(answer.status.is_client_error(), "{:#}", answer.body);
+    let errors = answer.body["errors"].as_array();
+    errors.is_some_and(|errors| errors.iter().any(|error| error["pointer"] == pointer))
+}
+
+/// There is no route for it yet, so the database is told.
+async fn give_role(house: &House, person: &Person, role: Role) {
+    let mut database = sqlx::PgConnection::connect(&house.database_url()).await.expect("the database answers");
+    let id: sqlx::types::Uuid = person.id.parse().expect("an id");
+    sqlx::query("update auth.user_role set role = $2 where user_id = $1")
+        .bind(id)
+        .bind(role.as_str())
+        .execute(&mut database)
+        .await
+        .expect("the role is given");
+}
