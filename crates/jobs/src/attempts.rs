@@ -109,16 +109,9 @@ async fn create_file(core: &Core, asked: &CreateAttemptFileRequest) -> Result<At
     let now = core.clock.now();
     let mut transaction = core.pool.begin().await?;
     let (held, token) = hold(&mut transaction, asked.attempt.as_ref()).await?;
-    let (id, storage_key) = files::create_for_attempt(
-        &mut transaction,
-        held.owner_id,
-        held.id,
-        token,
-        &asked.name,
-        now,
-        &core.clock,
-    )
-    .await?;
+    let (id, storage_key) =
+        files::create_for_attempt(&mut transaction, held.owner_id, held.id, token, &asked.name, now, &core.clock)
+            .await?;
     transaction.commit().await?;
     Ok(AttemptFile { id: id.to_string(), name: asked.name.clone(), storage_key, ..AttemptFile::default() })
 }
@@ -192,13 +185,9 @@ async fn child(
 ) -> Result<NewJob, Fail> {
     let args = serde_json::from_str(&job.args_json)
         .map_err(|_| Fail::invalid("jobs.invalid", "A child's arguments are not JSON."))?;
-    let task = core
-        .catalogue
-        .check(&core.pool, &job.task, &args, &format!("/jobs/{ordinal}"))
-        .await?
-        .map_err(|violations| {
-            Fail::invalid("jobs.invalid", "A child cannot be taken as it is.").with_violations(violations)
-        })?;
+    let task = core.catalogue.check(&core.pool, &job.task, &args, &format!("/jobs/{ordinal}")).await?.map_err(
+        |violations| Fail::invalid("jobs.invalid", "A child cannot be taken as it is.").with_violations(violations),
+    )?;
     Ok(NewJob {
         id: core.clock.new_id(),
         owner_id: held.owner_id,

@@ -164,7 +164,11 @@ async fn prepare(core: &Core, call: &Call, asked: &CreateBatchRequest, id: Uuid)
         }
         let args = if finalize.args_json.is_empty() { "{}" } else { &finalize.args_json };
         let args = serde_json::from_str(args).map_err(|_| {
-            Fail::invalid("jobs.invalid", "The finalize cannot be taken as it is.").at("/finalize/args", "json", "must be JSON")
+            Fail::invalid("jobs.invalid", "The finalize cannot be taken as it is.").at(
+                "/finalize/args",
+                "json",
+                "must be JSON",
+            )
         })?;
         if let Err(violations) = core.catalogue.check(&core.pool, &finalize.task, &args, "/finalize").await? {
             return Err(
@@ -191,9 +195,10 @@ pub(crate) struct NewBatch {
 
 /// Inserts an open batch without jobs.
 pub(crate) async fn insert(conn: &mut PgConnection, new: &NewBatch, now: DateTime<Utc>) -> Result<(), Fail> {
-    let finalize_args = new.finalize.as_ref().map(|finalize| {
-        if finalize.args_json.is_empty() { "{}".to_owned() } else { finalize.args_json.clone() }
-    });
+    let finalize_args = new
+        .finalize
+        .as_ref()
+        .map(|finalize| if finalize.args_json.is_empty() { "{}".to_owned() } else { finalize.args_json.clone() });
     sqlx::query!(
         "insert into jobs.batch (id, owner_id, state, parent_job_id, finalize_task, finalize_args, created_at)
          values ($1, $2, 'open', $3, $4, $5, $6)",

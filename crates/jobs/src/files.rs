@@ -9,6 +9,8 @@
 mod attempts;
 mod name;
 mod sweep;
+#[cfg(test)]
+mod tests;
 mod uploads;
 
 use std::sync::Arc;

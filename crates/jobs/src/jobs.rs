@@ -5,7 +5,8 @@ use std::sync::Arc;
 use kit::{Fail, grpc::Call, outbox};
 use proto::jobs::{
     CancelJobRequest, GetJobRequest, Job, ListAttemptsRequest, ListAttemptsResponse, ListJobsRequest, ListJobsResponse,
-    ListLogsRequest, ListLogsResponse, RetryJobRequest, SubmitJobsRequest, SubmitJobsResponse, WatchRequest, jobs_server,
+    ListLogsRequest, ListLogsResponse, RetryJobRequest, SubmitJobsRequest, SubmitJobsResponse, WatchRequest,
+    jobs_server,
 };
 use sqlx::PgConnection;
 use tonic::{Request, Response, Status};
@@ -83,8 +84,7 @@ async fn submit(core: &Core, call: &Call, asked: SubmitJobsRequest) -> Result<Su
     let is_single = asked.jobs.len() == 1;
     let mut taken = match checked(core, call, asked).await {
         Ok(jobs) => {
-            let submission =
-                Submission { owner: caller.subject, key: call.idempotency.clone(), jobs: jobs.into() };
+            let submission = Submission { owner: caller.subject, key: call.idempotency.clone(), jobs: jobs.into() };
             core.submitter.write(submission).await??
         }
         Err(fail) => submissions::refuse(core, call, fail).await?,
@@ -97,7 +97,11 @@ async fn submit(core: &Core, call: &Call, asked: SubmitJobsRequest) -> Result<Su
 
 async fn checked(core: &Core, call: &Call, asked: SubmitJobsRequest) -> Result<Vec<engine::NewJob>, Fail> {
     if asked.jobs.is_empty() {
-        return Err(Fail::invalid("jobs.invalid", "There is no job in it.").at("/jobs", "min_items", "must not be empty"));
+        return Err(Fail::invalid("jobs.invalid", "There is no job in it.").at(
+            "/jobs",
+            "min_items",
+            "must not be empty",
+        ));
     }
     submissions::check(core, call.caller()?, &Origin::of(call)?, asked.jobs, |_| Place::Alone).await
 }

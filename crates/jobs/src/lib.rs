@@ -120,7 +120,9 @@ impl Jobs {
             .add_service(FilesServer::new(files::Files::new(Arc::clone(core))))
             .add_service(WorkerListServer::new(workers::Workers(Arc::clone(core))))
             .add_service(WorkersServer::new(workers::Workers(Arc::clone(core))).max_decoding_message_size(bytes_max))
-            .add_service(AttemptsServer::new(attempts::Attempts(Arc::clone(core))).max_decoding_message_size(bytes_max));
+            .add_service(
+                AttemptsServer::new(attempts::Attempts(Arc::clone(core))).max_decoding_message_size(bytes_max),
+            );
         routes.routes()
     }
 
@@ -160,9 +162,12 @@ fn start_file_sweeps(core: &Arc<Core>) {
 async fn cursor_secret(pool: &PgPool) -> Result<[u8; 32], Fail> {
     let mut fresh = [0u8; 32];
     getrandom::fill(&mut fresh).map_err(|error| Fail::internal(error.to_string()))?;
-    sqlx::query!("insert into jobs.secret (name, value) values ('cursors', $1) on conflict (name) do nothing", &fresh[..])
-        .execute(pool)
-        .await?;
+    sqlx::query!(
+        "insert into jobs.secret (name, value) values ('cursors', $1) on conflict (name) do nothing",
+        &fresh[..]
+    )
+    .execute(pool)
+    .await?;
     let value = sqlx::query_scalar!("select value from jobs.secret where name = 'cursors'").fetch_one(pool).await?;
     value.try_into().map_err(|_| Fail::internal("the cursor key has another length than it was made with"))
 }

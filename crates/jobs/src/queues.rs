@@ -12,7 +12,7 @@ use proto::jobs::{ListQueuesRequest, ListQueuesResponse, PauseQueueRequest, Queu
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use crate::{Core, engine::State};
+use crate::{Core, engine::State, tasks::is_name};
 
 /// Queues that are shown at most.
 const QUEUES_MAX: i64 = 1_000;
@@ -61,6 +61,10 @@ async fn list(core: &Core, caller: &Caller) -> Result<Vec<Queue>, Fail> {
 
 /// Pausing a paused queue leaves the time at which it was paused.
 async fn set_paused(core: &Core, caller: &Caller, name: &str, is_paused: bool) -> Result<Queue, Fail> {
+    let not_found = || Fail::not_found("jobs.queue_not_found", "There is no such queue.");
+    if !is_name(name) {
+        return Err(not_found());
+    }
     let row = sqlx::query!(
         "update jobs.queue
          set paused_at = case when $2 then coalesce(paused_at, $3) end
@@ -72,7 +76,7 @@ async fn set_paused(core: &Core, caller: &Caller, name: &str, is_paused: bool) -
     )
     .fetch_optional(&core.pool)
     .await?
-    .ok_or_else(|| Fail::not_found("jobs.queue_not_found", "There is no such queue."))?;
+    .ok_or_else(not_found)?;
     core.engine.wake();
     let mut depths = depths(core, caller.narrowed_to("queues:read")).await?;
     let depth = depths.remove(&row.name).unwrap_or_default();

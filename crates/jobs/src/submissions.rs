@@ -8,8 +8,8 @@ use kit::{
     Fail, clock,
     fail::Violation,
     grpc::{Call, IdempotencyKey},
-    identity::Caller,
     idempotency,
+    identity::Caller,
 };
 use proto::jobs::{JobSpec, SubmitJobsResponse, SubmittedJob};
 use sqlx::PgConnection;
@@ -69,8 +69,11 @@ pub(crate) async fn check(
     place: impl Fn(usize) -> Place,
 ) -> Result<Vec<NewJob>, Fail> {
     if specs.len() > JOBS_MAX {
-        return Err(Fail::invalid("jobs.too_many", format!("One call brings at most {JOBS_MAX} jobs."))
-            .at("/jobs", "max_items", format!("must have at most {JOBS_MAX} items")));
+        return Err(Fail::invalid("jobs.too_many", format!("One call brings at most {JOBS_MAX} jobs.")).at(
+            "/jobs",
+            "max_items",
+            format!("must have at most {JOBS_MAX} items"),
+        ));
     }
     let now = core.clock.now();
     let mut jobs = Vec::with_capacity(specs.len());
@@ -268,7 +271,8 @@ pub(crate) async fn refuse(core: &Core, call: &Call, fail: Fail) -> Result<Submi
     let transaction = core.pool.begin().await?;
     let owner = call.caller()?.subject;
     let (mut answer, is_replayed): (SubmitJobsResponse, bool) =
-        idempotency::once(transaction, SCHEMA, owner, Some(key), core.clock.now(), |_| Box::pin(async { Err(fail) })).await?;
+        idempotency::once(transaction, SCHEMA, owner, Some(key), core.clock.now(), |_| Box::pin(async { Err(fail) }))
+            .await?;
     answer.replayed = is_replayed;
     Ok(answer)
 }

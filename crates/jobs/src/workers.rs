@@ -75,7 +75,10 @@ impl workers_server::Workers for Workers {
 async fn greet(core: &Core, hello: Hello, out: mpsc::Sender<Result<ToWorker, Status>>) -> Result<Seat, Fail> {
     let is_name = |name: &String| name.len() <= NAME_BYTES_MAX;
     if hello.slots == 0 || hello.slots > SLOTS_MAX || hello.tasks.len() > TASKS_MAX {
-        return Err(Fail::invalid("workers.invalid_hello", format!("A worker has 1 to {SLOTS_MAX} slots and at most {TASKS_MAX} tasks.")));
+        return Err(Fail::invalid(
+            "workers.invalid_hello",
+            format!("A worker has 1 to {SLOTS_MAX} slots and at most {TASKS_MAX} tasks."),
+        ));
     }
     if !([&hello.profile, &hello.host, &hello.version].into_iter().all(is_name) && hello.queues.iter().all(is_name)) {
         return Err(Fail::invalid("workers.invalid_hello", format!("A name has at most {NAME_BYTES_MAX} bytes.")));
@@ -266,7 +269,9 @@ async fn end(core: &Core, told: &ToldOutcome) -> Result<bool, Fail> {
         Some(outcome::End::Succeeded(done)) if done.result_json.len() > RESULT_BYTES_MAX => {
             internal("The result is larger than 256 KiB; large output belongs into a file.")
         }
-        Some(outcome::End::Succeeded(done)) if serde_json::from_str::<serde::de::IgnoredAny>(&done.result_json).is_err() => {
+        Some(outcome::End::Succeeded(done))
+            if serde_json::from_str::<serde::de::IgnoredAny>(&done.result_json).is_err() =>
+        {
             internal("The result is not JSON.")
         }
         Some(outcome::End::Succeeded(done)) => {

@@ -116,9 +116,9 @@ impl Backoff {
 /// A number in [0, 1) that differs between jobs and between their retries (FNV-1a over both).
 fn chance(job: Uuid, retry: u32) -> f64 {
     let bytes = job.as_bytes().iter().chain(&retry.to_le_bytes()).copied().collect::<Vec<_>>();
-    let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let hash = bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
     #[expect(clippy::cast_precision_loss, reason = "53 bits are kept, which is what a double has")]
     let share = (hash >> 11) as f64 / (1u64 << 53) as f64;
     share
@@ -149,16 +149,17 @@ mod tests {
     #[test]
     fn jitter_only_shortens_and_sets_jobs_apart() {
         let backoff = Backoff { jitter: 0.5, ..Backoff::default() };
-        let waits: Vec<f64> =
-            (0..100u128).map(|job| backoff.delay(3, Uuid::from_u128(job)).as_seconds_f64()).collect();
+        let waits: Vec<f64> = (0..100u128).map(|job| backoff.delay(3, Uuid::from_u128(job)).as_seconds_f64()).collect();
         assert!(waits.iter().all(|wait| (2.0..=4.0).contains(wait)), "{waits:?}");
         assert!(waits.iter().any(|wait| *wait < 2.5) && waits.iter().any(|wait| *wait > 3.5));
     }
 
     #[test]
     fn every_fault_is_told_at_its_pointer() {
-        let bad = proto::jobs::Backoff { kind: "slow".into(), seconds: vec![-1.0], seconds_max: None, jitter: Some(2.0) };
-        let pointers: Vec<_> = Backoff::parse(&bad, "/backoff").expect_err("bad").into_iter().map(|v| v.pointer).collect();
+        let bad =
+            proto::jobs::Backoff { kind: "slow".into(), seconds: vec![-1.0], seconds_max: None, jitter: Some(2.0) };
+        let pointers: Vec<_> =
+            Backoff::parse(&bad, "/backoff").expect_err("bad").into_iter().map(|v| v.pointer).collect();
         assert_eq!(pointers, ["/backoff/kind", "/backoff/seconds", "/backoff/jitter"]);
     }
 }

@@ -48,12 +48,15 @@ pub(super) async fn batch(ground: &Ground, id: Uuid, by: Uuid, reason: &str) -> 
     if is_over {
         return Err(already_final());
     }
-    let change = BatchChange { close: true, cancel: Some((Some(by), Some(reason.to_owned()))), ..BatchChange::default() };
+    let change =
+        BatchChange { close: true, cancel: Some((Some(by), Some(reason.to_owned()))), ..BatchChange::default() };
     let changes = BTreeMap::from([(id, change)]);
-    let aftermath = finish::carry_out(ground, &mut transaction, Vec::new(), changes, now).await?;
+    let mut aftermath = finish::carry_out(ground, &mut transaction, Vec::new(), changes, now).await?;
     transaction.commit().await?;
+    // Carried on here first; the sweep is woken by each bite, and by its timer should this process end in between.
+    aftermath.has_cancels = false;
     ground.after(aftermath);
-    carry_on(ground, id).await.map(drop)
+    carry_on(ground, id).await
 }
 
 pub(super) async fn close(ground: &Ground, id: Uuid) -> Result<(), Fail> {
@@ -152,7 +155,9 @@ async fn stop(
     let mut asked = Vec::new();
     for row in rows {
         match (row.state.parse()?, row.child_batch_id) {
-            (State::Scheduled | State::Queued, None) | (State::Suspended, None) => stopped.ended.push(Step::cancelled(row)),
+            (State::Scheduled | State::Queued, None) | (State::Suspended, None) => {
+                stopped.ended.push(Step::cancelled(row))
+            }
             (State::Cancelling, _) => {}
             (state, child_batch) => {
                 let is_waiting = matches!(state, State::Scheduled | State::Queued);
@@ -186,13 +191,7 @@ async fn stop(
 }
 
 /// Notes who asked, why and when.
-async fn ask(
-    conn: &mut PgConnection,
-    ids: &[Uuid],
-    by: Uuid,
-    reason: &str,
-    now: DateTime<Utc>,
-) -> Result<(), Fail> {
+async fn ask(conn: &mut PgConnection, ids: &[Uuid], by: Uuid, reason: &str, now: DateTime<Utc>) -> Result<(), Fail> {
     sqlx::query!(
         "update jobs.job
          set cancel_asked_at = $2, cancel_asked_by = $3, cancel_reason = nullif($4, '')
@@ -215,4 +214,3 @@ fn with_reason(row: Row, by: Uuid, reason: &str) -> Row {
 fn already_final() -> Fail {
     Fail::conflict("jobs.already_final", "It has already ended.")
 }
-

@@ -79,8 +79,9 @@ impl Seat {
     /// The worker has `slots` more free slots.
     pub(crate) fn credit(&self, slots: u32) {
         // A worker has at most 1,000 slots (`workers.rs` refuses more); the bound keeps a broken one from wrapping.
-        let _previous =
-            self.free.fetch_update(Ordering::AcqRel, Ordering::Acquire, |free| Some(free.saturating_add(slots).min(1_000)));
+        let _previous = self
+            .free
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |free| Some(free.saturating_add(slots).min(1_000)));
     }
 
     /// Takes no more work.

@@ -190,7 +190,9 @@ async fn free_parents(
     for (batch, parent, is_cancelled, finalized) in over {
         // A parent that has ended already, or runs a new attempt, is not this batch's to end.
         let is_waiting = parents.get(parent).is_some_and(|row| {
-            row.child_batch_id == Some(*batch) && row.worker_id.is_none() && matches!(row.state.as_str(), "suspended" | "cancelling")
+            row.child_batch_id == Some(*batch)
+                && row.worker_id.is_none()
+                && matches!(row.state.as_str(), "suspended" | "cancelling")
         });
         let Some(row) = parents.remove(parent).filter(|_| is_waiting) else { continue };
         let counts = batches.iter().find(|row| row.id == *batch).map(BatchRow::to_event);

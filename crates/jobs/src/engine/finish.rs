@@ -40,12 +40,17 @@ impl Fault {
 /// How an attempt ended.
 #[derive(Debug, Clone)]
 pub(crate) enum End {
-    Succeeded { result: String, files: Vec<WrittenFile> },
+    Succeeded {
+        result: String,
+        files: Vec<WrittenFile>,
+    },
     Failed(Fault),
     /// It obeyed a stop.
     Stopped,
     /// It waits for its child batch.
-    Suspended { batch: Uuid },
+    Suspended {
+        batch: Uuid,
+    },
     /// It was given back unharmed, which does not count as an attempt.
     Interrupted,
 }
@@ -130,7 +135,8 @@ pub(crate) async fn finish(ground: &Ground, outcomes: Vec<Outcome>) -> Result<Ve
     let now = ground.clock.now();
     let mut transaction = ground.pool.begin().await?;
     let ids: Vec<Uuid> = outcomes.iter().map(|outcome| outcome.job).collect();
-    let mut rows: HashMap<Uuid, Row> = lock(&mut transaction, &ids).await?.into_iter().map(|row| (row.id, row)).collect();
+    let mut rows: HashMap<Uuid, Row> =
+        lock(&mut transaction, &ids).await?.into_iter().map(|row| (row.id, row)).collect();
 
     let mut accepted = Vec::with_capacity(outcomes.len());
     let mut steps = Vec::with_capacity(outcomes.len());
@@ -138,7 +144,9 @@ pub(crate) async fn finish(ground: &Ground, outcomes: Vec<Outcome>) -> Result<Ve
     let mut changes: BTreeMap<Uuid, BatchChange> = BTreeMap::new();
     for outcome in outcomes {
         let is_held = rows.get(&outcome.job).is_some_and(|row| {
-            row.token == outcome.token && matches!(row.state.as_str(), "running" | "cancelling") && row.worker_id.is_some()
+            row.token == outcome.token
+                && matches!(row.state.as_str(), "running" | "cancelling")
+                && row.worker_id.is_some()
         });
         accepted.push(is_held);
         let Some(row) = rows.remove(&outcome.job).filter(|_| is_held) else { continue };
@@ -179,12 +187,7 @@ pub(crate) async fn lock(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Ro
     .await?)
 }
 
-fn decide(
-    row: Row,
-    end: End,
-    now: DateTime<Utc>,
-    changes: &mut BTreeMap<Uuid, BatchChange>,
-) -> Result<Step, Fail> {
+fn decide(row: Row, end: End, now: DateTime<Utc>, changes: &mut BTreeMap<Uuid, BatchChange>) -> Result<Step, Fail> {
     let is_cancelling = row.state == "cancelling";
     Ok(match end {
         End::Succeeded { result, .. } => {
@@ -205,9 +208,7 @@ fn decide(
             }
         }
         End::Failed(fault) => Step { error: Some(fault), attempt: Some("failed"), ..Step::to(row, State::Failed) },
-        End::Stopped | End::Interrupted if is_cancelling => {
-            Step { attempt: Some("cancelled"), ..Step::cancelled(row) }
-        }
+        End::Stopped | End::Interrupted if is_cancelling => Step { attempt: Some("cancelled"), ..Step::cancelled(row) },
         End::Stopped | End::Interrupted => Step {
             run_at: Some(now),
             attempt: Some("interrupted"),
@@ -271,11 +272,8 @@ fn note_in_batches(step: &Step, changes: &mut BTreeMap<Uuid, BatchChange>) {
         let change = changes.entry(batch).or_default();
         change.request = Some((row.request_id.clone(), row.traceparent.clone()));
         if row.is_finalize {
-            change.finalized = Some(fan_in::Finalized {
-                state: step.next,
-                result: step.result.clone(),
-                error: step.error.clone(),
-            });
+            change.finalized =
+                Some(fan_in::Finalized { state: step.next, result: step.result.clone(), error: step.error.clone() });
         } else {
             match step.next {
                 State::Succeeded => change.succeeded += 1,
@@ -371,9 +369,9 @@ async fn put_back(conn: &mut PgConnection, steps: &[Step], now: DateTime<Utc>) -
     let error = |part: &dyn Fn(&Fault) -> String| -> Vec<Option<String>> {
         backs.iter().map(|step| step.error.as_ref().map(part)).collect()
     };
-    let ranks = backs.iter().map(|step| {
-        step.run_at.map(|run_at| rank(run_at, u8::try_from(step.row.priority).unwrap_or_default()))
-    });
+    let ranks = backs
+        .iter()
+        .map(|step| step.run_at.map(|run_at| rank(run_at, u8::try_from(step.row.priority).unwrap_or_default())));
     sqlx::query!(
         "update jobs.job
          set state = back.state, run_at = coalesce(back.run_at, job.run_at), rank = coalesce(back.rank, job.rank),

@@ -66,7 +66,13 @@ pub(crate) enum Subject {
 }
 
 /// Opens a stream of `id` after `offset`. The caller has checked that it is there and may be seen.
-pub(crate) fn watch(ground: &Arc<Ground>, tasks: &kit::tasks::Tasks, subject: Subject, id: Uuid, offset: u64) -> Stream {
+pub(crate) fn watch(
+    ground: &Arc<Ground>,
+    tasks: &kit::tasks::Tasks,
+    subject: Subject,
+    id: Uuid,
+    offset: u64,
+) -> Stream {
     let (sender, receiver) = mpsc::channel(WAITING_MAX);
     let ground = Arc::clone(ground);
     let stopping = tasks.stopping();
@@ -125,8 +131,7 @@ async fn follow(
             }
             for row in page {
                 offset = row.at_offset;
-                let event =
-                    LiveEvent { offset: offset.unsigned_abs(), event: row.kind, data_json: row.data };
+                let event = LiveEvent { offset: offset.unsigned_abs(), event: row.kind, data_json: row.data };
                 if sender.send(Ok(event)).await.is_err() {
                     return Ok(());
                 }

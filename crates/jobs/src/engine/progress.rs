@@ -27,8 +27,16 @@ pub(crate) struct Note {
 #[derive(Debug, Clone)]
 pub(crate) enum Said {
     /// Percent is 0 to 100.
-    Progress { percent: f64, stage: String, message: String },
-    Log { level: String, message: String, at: DateTime<Utc> },
+    Progress {
+        percent: f64,
+        stage: String,
+        message: String,
+    },
+    Log {
+        level: String,
+        message: String,
+        at: DateTime<Utc>,
+    },
 }
 
 /// Writes a group of notes, in their order.

@@ -47,8 +47,7 @@ pub(crate) const MOVES: &[(State, State, &str)] = &[
 ];
 
 impl State {
-    pub(crate) const ALL: [Self; 8] =
-        [Scheduled, Queued, Running, Suspended, Cancelling, Succeeded, Failed, Cancelled];
+    pub(crate) const ALL: [Self; 8] = [Scheduled, Queued, Running, Suspended, Cancelling, Succeeded, Failed, Cancelled];
 
     pub(crate) const fn as_str(self) -> &'static str {
         match self {

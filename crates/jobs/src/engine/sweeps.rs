@@ -119,7 +119,13 @@ async fn promote(ground: &Ground) -> Result<(), Fail> {
         }
         let mut telling = Telling::default();
         for job in &due {
-            telling.job(job.id, job.events, job.batch_id, "state", events::state(job.id, State::Queued, job.attempt, None));
+            telling.job(
+                job.id,
+                job.events,
+                job.batch_id,
+                "state",
+                events::state(job.id, State::Queued, job.attempt, None),
+            );
         }
         let streams = telling.append(&mut transaction, now).await?;
         transaction.commit().await?;
@@ -145,11 +151,11 @@ async fn leases(ground: &Ground, finisher: &Group<Outcome, bool>, stood_still: b
         .fetch_all(&ground.pool)
         .await?;
     for worker in expired {
-        let held = sqlx::query!("select id, token from jobs.job where worker_id = $1", worker)
-            .fetch_all(&ground.pool)
-            .await?;
+        let held =
+            sqlx::query!("select id, token from jobs.job where worker_id = $1", worker).fetch_all(&ground.pool).await?;
         for job in held {
-            let fault = Fault::new("heartbeat_lost", "Its worker has not been heard of for the length of a lease.", true);
+            let fault =
+                Fault::new("heartbeat_lost", "Its worker has not been heard of for the length of a lease.", true);
             finisher.write(Outcome { job: job.id, token: job.token, end: End::Failed(fault) }).await?;
         }
         // Only while it is still expired: it may have come back between the two statements.
@@ -247,12 +253,16 @@ async fn reconcile(ground: &Ground) -> Result<(), Fail> {
     for batch in batches {
         let counted = [batch.counted_succeeded, batch.counted_failed, batch.counted_cancelled].map(i64::from);
         let found = [batch.succeeded, batch.failed, batch.cancelled];
-        if counted != found || batch.live + found.iter().sum::<i64>() + i64::from(batch.counted_expired) != i64::from(batch.total) {
+        if counted != found
+            || batch.live + found.iter().sum::<i64>() + i64::from(batch.counted_expired) != i64::from(batch.total)
+        {
             drifted += 1;
             error!(batch.id = %batch.id, ?counted, ?found, live = batch.live, total = batch.total,
                 "a batch's counters differ from its jobs");
         }
-        if batch.state == "running" && counted.iter().sum::<i64>() + i64::from(batch.counted_expired) == i64::from(batch.total) {
+        if batch.state == "running"
+            && counted.iter().sum::<i64>() + i64::from(batch.counted_expired) == i64::from(batch.total)
+        {
             stuck.push(batch.id);
         }
     }

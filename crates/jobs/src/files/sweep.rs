@@ -128,7 +128,7 @@ async fn doom_left_by_attempts(core: &Core, now: DateTime<Utc>) -> Result<u64, F
 }
 
 /// Goes through all doomed rows once, past those whose bytes cannot be removed now; stops at a page where none can.
-async fn remove_doomed(core: &Core) -> Result<(), Fail> {
+pub(super) async fn remove_doomed(core: &Core) -> Result<(), Fail> {
     let mut after: Option<(DateTime<Utc>, Uuid)> = None;
     let mut failed = None;
     loop {

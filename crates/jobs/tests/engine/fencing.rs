@@ -1,0 +1,144 @@
+//! Leases and fencing: who no longer counts can change nothing, and what was lost is taken up again.
+
+use std::time::Duration;
+
+use proto::{
+    jobs::{JobSpec, JobState},
+    worker::CreateAttemptFileRequest,
+};
+
+use crate::house::{House, spec};
+
+#[tokio::test]
+async fn the_result_of_a_fenced_attempt_is_refused_and_changes_nothing() {
+    let house = House::new().await;
+    let user = house.user(&["operator"]);
+    let mut slow = house.worker(1).await;
+    let id = user.submit(spec("work", "{}")).await;
+    let first = slow.next_assigned().await;
+    // Not heard of for longer than its lease: the job goes back and, after its backoff, to another.
+    house.clock.advance(Duration::from_secs(31));
+    user.wait_for(&id, "scheduled").await;
+    house.clock.advance(Duration::from_secs(301));
+    let mut other = house.worker(1).await;
+    let second = other.next_assigned().await;
+    assert_eq!(second.number, 2);
+
+    assert!(!slow.succeed(&first, r#""late""#).await, "the late result must be refused");
+    let asked = CreateAttemptFileRequest { attempt: first.attempt.clone(), name: "late".into() };
+    let refused = slow.attempts().create_file(slow.request(asked)).await.unwrap_err();
+    assert_eq!(kit::Fail::from(refused).code(), "jobs.fenced");
+    assert!(other.succeed(&second, r#""right""#).await);
+    let job = user.job(&id).await;
+    assert_eq!((job.state(), job.result_json.as_str()), (JobState::Succeeded, r#""right""#));
+    assert_eq!(user.attempts(&id).await, ["failed", "succeeded"]);
+}
+
+#[tokio::test]
+async fn an_outcome_told_twice_counts_once() {
+    let house = House::new().await;
+    let user = house.user(&["operator"]);
+    let mut worker = house.worker(1).await;
+    let id = user.submit(spec("work", "{}")).await;
+    let assigned = worker.next_assigned().await;
+    assert!(worker.succeed(&assigned, "1").await);
+    assert!(!worker.succeed(&assigned, "2").await);
+    assert_eq!(user.job(&id).await.result_json, "1");
+    assert_eq!(user.attempts(&id).await, ["succeeded"]);
+}
+
+#[tokio::test]
+async fn heartbeats_keep_a_lease_however_long_the_attempt_runs() {
+    let house = House::new().await;
+    let user = house.user(&["operator"]);
+    let mut worker = house.worker(1).await;
+    let id = user.submit(spec("work", "{}")).await;
+    let assigned = worker.next_assigned().await;
+    for beat in 1..=5 {
+        house.clock.advance(Duration::from_secs(20));
+        worker.heartbeat(vec![assigned.attempt.clone().unwrap()], beat, 1).await;
+    }
+    assert_eq!(user.state(&id).await, JobState::Running);
+    assert!(worker.succeed(&assigned, "{}").await);
+}
+
+#[tokio::test]
+async fn an_attempt_that_its_worker_does_not_name_is_lost_and_one_on_its_way_is_not() {
+    let house = House::new().await;
+    let user = house.user(&["operator"]);
+    let mut worker = house.worker(1).await;
+    let id = user.submit(spec("work", "{}")).await;
+    worker.next_assigned().await;
+    // The worker has read nothing yet as far as it says: the assignment is on its way.
+    worker.heartbeat(Vec::new(), 1, 0).await;
+    assert_eq!(user.state(&id).await, JobState::Running);
+    // It has read one assignment and does not hold it.
+    worker.heartbeat(Vec::new(), 2, 1).await;
+    user.wait_for(&id, "scheduled").await;
+    assert_eq!(user.job(&id).await.error.unwrap().kind, "heartbeat_lost");
+}
+
+#[tokio::test]
+async fn a_worker_that_comes_back_keeps_what_it_holds() {
+    let house = House::new().await;
+    let user = house.user(&["operator"]);
+    let mut worker = house.worker(1).await;
+    let id = user.submit(spec("work", "{}")).await;
+    let assigned = worker.next_assigned().await;
+    let name = worker.id.clone();
+    drop(worker);
+    let mut back = house.stranger_worker(&name).await;
+    assert_eq!(back.id, name);
+    back.heartbeat(vec![assigned.attempt.clone().unwrap()], 1, 0).await;
+    assert_eq!(user.state(&id).await, JobState::Running);
+    assert!(back.succeed(&assigned, "{}").await);
+}
+
+#[tokio::test]
+async fn a_worker_is_told_to_end_what_it_holds_and_no_longer_owns() {
+    let house = House::new().await;
+    let user = house.user(&["operator"]);
+    let mut worker = house.worker(1).await;
+    let id = user.submit(spec("work", "{}")).await;
+    let assigned = worker.next_assigned().await;
+    house.clock.advance(Duration::from_secs(31));
+    user.wait_for(&id, "scheduled").await;
+    let mut back = house.stranger_worker(&worker.id).await;
+    back.heartbeat(vec![assigned.attempt.clone().unwrap()], 1, 0).await;
+    assert_eq!(back.stop_of(&id).await, "fenced");
+}
+
+#[tokio::test]
+async fn an_attempt_that_outlives_its_timeout_is_fenced_even_if_its_worker_lives() {
+    let house = House::new().await;
+    let user = house.user(&["operator"]);
+    let mut worker = house.worker(1).await;
+    let id = user.submit(JobSpec { attempt_timeout_s: Some(5.0), max_attempts: Some(1), ..spec("work", "{}") }).await;
+    let assigned = worker.next_assigned().await;
+    for beat in 1..=2 {
+        house.clock.advance(Duration::from_secs(20));
+        worker.heartbeat(vec![assigned.attempt.clone().unwrap()], beat, 1).await;
+    }
+    user.wait_for(&id, "failed").await;
+    assert_eq!(user.job(&id).await.error.unwrap().kind, "timeout");
+    assert!(!worker.succeed(&assigned, "{}").await);
+}
+
+#[tokio::test]
+async fn after_a_crash_of_everything_the_same_jobs_run_again_and_none_has_spent_an_attempt() {
+    let mut house = House::new().await;
+    let id = {
+        let user = house.user(&["operator"]);
+        let mut worker = house.worker(1).await;
+        let id = user.submit(JobSpec { max_attempts: Some(1), ..spec("work", "{}") }).await;
+        worker.next_assigned().await;
+        id
+    };
+    house.crash_and_restart().await;
+    let mut worker = house.worker(1).await;
+    let assigned = worker.next_assigned().await;
+    assert_eq!(assigned.attempt.as_ref().unwrap().job_id, id);
+    assert!(worker.succeed(&assigned, "{}").await);
+    let admin = house.user(&["admin"]);
+    assert_eq!(admin.attempts(&id).await, ["interrupted", "succeeded"]);
+}
