@@ -55,9 +55,11 @@ async fn a_paused_queue_gives_nothing_out_until_it_is_resumed() {
     // The newer job of the other queue comes first: the older one is passed over.
     assert_eq!(hand.take().await.attempt.expect("an attempt").job_id, other.id);
 
-    let resumed = resume(&house, &operator, "pictures").await.expect("resumed");
+    // Its free slot is known before there is work for it: resuming is what wakes the engine.
+    let (taken, resumed) = tokio::join!(hand.take(), resume(&house, &operator, "pictures"));
+    assert_eq!(taken.attempt.expect("an attempt").job_id, waiting.id);
+    let resumed = resumed.expect("resumed");
     assert!(!resumed.paused && resumed.paused_at.is_none());
-    assert_eq!(hand.take().await.attempt.expect("an attempt").job_id, waiting.id);
 }
 
 #[tokio::test]
