@@ -68,8 +68,8 @@ impl Auth {
         }
         let password_hash = self.0.hasher.hash(&chosen).await?;
         let mut transaction = self.0.pool.begin().await?;
-        sqlx::query!("select pg_advisory_xact_lock(hashtextextended('guildhall.auth.first_admin', 0))::text")
-            .fetch_one(&mut *transaction)
+        sqlx::query!("select pg_advisory_xact_lock(hashtextextended('guildhall.auth.first_admin', 0))")
+            .execute(&mut *transaction)
             .await?;
         if has_admin(&mut transaction).await? {
             transaction.rollback().await?;

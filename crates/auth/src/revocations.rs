@@ -177,7 +177,7 @@ fn revoked(user: Uuid, session: Uuid, reason: EndReason) -> Event {
 /// committing transactions wait for each other; and best effort, since every replica looks by itself.
 pub(crate) async fn tell(auth: &Inner) {
     auth.feed.wake.notify_one();
-    if let Err(error) = sqlx::query("select pg_notify($1, '')").bind(CHANNEL).execute(&auth.pool).await {
+    if let Err(error) = sqlx::query!("select pg_notify($1, '')", CHANNEL).execute(&auth.pool).await {
         tracing::warn!(error = %Fail::from(error), "other replicas were not woken and will see ended sessions by themselves");
     }
 }

@@ -58,7 +58,8 @@ impl Auth {
     /// Removes what is over, a bounded number of rows at a time, until a statement finds fewer than it may take.
     async fn forget(&self, over: Over) -> Result<(), Fail> {
         for _ in 0..STATEMENTS_MAX {
-            if self.forget_some(over).await? < over.rows_max().unsigned_abs() {
+            let was_last = self.forget_some(over).await? < over.rows_max().unsigned_abs();
+            if was_last || self.0.tasks.stopping().is_cancelled() {
                 break;
             }
         }
