@@ -196,6 +196,9 @@ fn codes(declared: &Declared, signature: &Signature) -> BTreeMap<u16, Vec<&'stat
     if signature.parameters.iter().any(|parameter| parameter.place == "query") {
         all.extend([(400, "request.repeated_parameter"), (422, "request.invalid")]);
     }
+    if signature.parameters.iter().any(|parameter| parameter.name == "cursor") {
+        all.push((400, "invalid_cursor"));
+    }
     if signature.parameters.iter().any(|parameter| parameter.place == "path") {
         all.push((404, "not_found"));
     }

@@ -22,8 +22,11 @@ use crate::door::Door;
 /// How long an ended session is remembered: longer than an access token lives (5 minutes), with room for two clocks
 /// that differ.
 const REMEMBERED: Duration = Duration::from_secs(15 * 60);
-/// How often what need not be remembered any longer is dropped, and an open stream looks whether the feed still stands.
+/// How often what need not be remembered any longer is dropped.
 const TIDY_EVERY: Duration = Duration::from_secs(60);
+/// `auth` says something several times in two seconds, if only that nothing is new: a feed that is silent for longer is
+/// lost, though its connection may stand.
+const SILENCE: Duration = Duration::from_secs(2);
 /// How often a stream asks about its session while the feed is lost: ends are to hold within a second.
 const ASK_EVERY: Duration = Duration::from_millis(900);
 /// How long `auth` may take to answer a question that a request is waiting for.
@@ -120,7 +123,10 @@ pub(crate) async fn follow(door: Arc<Door>, key: Secret, stopping: CancellationT
     let mut tidy = tokio::time::interval(TIDY_EVERY);
     loop {
         let told = tokio::select! {
-            told = feed.message() => told?,
+            told = tokio::time::timeout(SILENCE, feed.message()) => match told {
+                Ok(told) => told?,
+                Err(_) => return Err(lost("The feed of ended sessions is silent.")),
+            },
             _ = tidy.tick() => {
                 revocations.tidy();
                 continue;
@@ -132,9 +138,9 @@ pub(crate) async fn follow(door: Arc<Door>, key: Secret, stopping: CancellationT
                 revocations.note(Uuid::parse_str(&id).map_err(Fail::internal)?);
             }
             Some(What::CaughtUp(_)) => {
-                revocations.0.is_followed.send_replace(true);
+                revocations.0.is_followed.send_if_modified(|is| !std::mem::replace(is, true));
             }
-            None => return Err(Fail::unavailable("auth.feed_ended", "The feed of ended sessions has ended.")),
+            None => return Err(lost("The feed of ended sessions has ended.")),
         }
     }
 }
@@ -158,6 +164,10 @@ async fn within<T>(answer: impl Future<Output = Result<T, tonic::Status>>) -> Re
         Ok(answer) => Ok(answer?),
         Err(_) => Err(Fail::unavailable("unavailable", "Whether the session is still live cannot be found out.")),
     }
+}
+
+fn lost(sentence: &str) -> Fail {
+    Fail::unavailable("auth.feed_lost", sentence)
 }
 
 fn ended() -> Fail {

@@ -36,16 +36,14 @@ pub(crate) const FAILS: Fails = Fails(&[
     (400, "files.unknown_part"),
     (408, "request.stalled"),
     (413, "files.too_large"),
-    (413, "files.too_many"),
+    (413, "files.quota_exceeded"),
     (422, "files.missing"),
-    (422, "files.quota_exceeded"),
+    (422, "files.too_many"),
     (503, "storage_unavailable"),
 ]);
 
 /// The one field there is.
 const FIELD: &str = "file";
-/// Most files of one upload.
-pub(crate) const FILES_MAX: usize = 1_000;
 /// Longest name that is kept, in bytes.
 const NAME_BYTES_MAX: usize = 255;
 const NO_NAME: &str = "file";
@@ -114,10 +112,6 @@ impl Upload {
                 "There is no such part: files are sent as `file`.",
             ));
         }
-        if self.files.len() == FILES_MAX {
-            let sentence = format!("An upload may have at most {FILES_MAX} files.");
-            return Err(Fail::too_large("files.too_many", sentence));
-        }
         self.ahead_bytes.store(0, Ordering::Relaxed);
         let name = clean_name(part.file_name().unwrap_or_default());
         let row = self.reserve(vec![name.clone()]).await?;
@@ -156,7 +150,7 @@ impl Upload {
             return Err(Fail::too_large("files.too_large", sentence));
         }
         if self.stored_bytes > reserved.quota_left_bytes {
-            return Err(Fail::invalid(
+            return Err(Fail::too_large(
                 "files.quota_exceeded",
                 "There is no room left for it: remove files you do not need.",
             ));
@@ -192,8 +186,8 @@ impl Upload {
         let message = CompleteFilesRequest { upload_id: self.id.to_string(), files: std::mem::take(&mut self.files) };
         let call = with_streamed_body(&self.call, &digest);
         let answer = self.door.files().complete(call.request(message)).await?.into_inner();
-        // The answer to an earlier call shows that call's files; the bytes of this one are not needed.
-        self.is_open = answer.replayed;
+        // Of a replay, too: the role has given the bytes of this one up by itself.
+        self.is_open = false;
         Ok(answer)
     }
 }

@@ -13,32 +13,39 @@ use crate::{
 
 const TAG: &str = "auth";
 const AUTHENTICATED: Access = Access::Authenticated;
+/// A service account has none.
+const NO_SESSION: Fails = Fails(&[(409, "auth.no_session")]);
 
 pub(super) fn routes() -> Vec<Route> {
     vec![
         Route::post("/api/v1/auth/register", TAG, "Create an account")
             .access(Access::Public, &["/guildhall.auth.v1.Users/Register"])
             .limits(SMALL)
-            .idempotency(Idempotency::Never)
-            .refuses(Fails(&[(409, "auth.email_taken")]))
+            .idempotency(Idempotency::ByKey)
+            .refuses(Fails(&[(409, "auth.email_taken"), (422, "auth.invalid_registration"), (503, "auth.busy")]))
             .by(register),
         Route::post("/api/v1/auth/login", TAG, "Start a session")
             .access(Access::Public, &["/guildhall.auth.v1.Sessions/Login"])
             .limits(SMALL)
             .idempotency(Idempotency::Never)
-            .refuses(Fails(&[(401, "auth.invalid_credentials")]))
+            .refuses(Fails(&[(401, "auth.invalid_credentials"), (429, "auth.too_many_attempts"), (503, "auth.busy")]))
             .by(login),
         Route::post("/api/v1/auth/refresh", TAG, "Exchange a refresh token for new tokens")
             .access(Access::Public, &["/guildhall.auth.v1.Sessions/Refresh"])
             .limits(SMALL)
             .idempotency(Idempotency::Never)
-            .refuses(Fails(&[(401, "auth.invalid_token"), (401, "auth.token_reused")]))
+            .refuses(Fails(&[
+                (401, "auth.invalid_token"),
+                (401, "auth.token_reused"),
+                (401, "auth.session_ended"),
+                (401, "auth.session_expired"),
+            ]))
             .by(refresh),
         Route::post("/api/v1/auth/logout", TAG, "End this session")
             .access(AUTHENTICATED, &["/guildhall.auth.v1.Sessions/Logout"])
             .limits(SMALL)
             .idempotency(Idempotency::ByNature)
-            .refuses(Fails::NONE)
+            .refuses(NO_SESSION)
             .by(logout),
         Route::post("/api/v1/auth/logout-all", TAG, "End every session of yours")
             .access(AUTHENTICATED, &["/guildhall.auth.v1.Sessions/LogoutAll"])
@@ -140,7 +147,8 @@ async fn register(ask: Ask<Nothing, Nothing, Json<Registration>>) -> Result<Repl
     let Json(Registration { email, password, display_name }) = ask.body;
     let message = rpc::RegisterRequest { email, password, display_name };
     let user = ask.door.users().register(ask.call.request(message)).await?.into_inner();
-    Ok(Reply::new(User::read(user)?))
+    let replayed = user.replayed;
+    Ok(Reply::new(User::read(user)?).replayed(replayed))
 }
 
 async fn login(ask: Ask<Nothing, Nothing, Json<Credentials>>) -> Result<Reply<200, Tokens>, Fail> {

@@ -20,7 +20,7 @@ use crate::{
 const TAG: &str = "files";
 const READ: Access = Access::Permission("files:read");
 const WRITE: Access = Access::Permission("files:write");
-const NOT_FOUND: Fails = Fails(&[(404, "jobs.file_not_found")]);
+const NOT_FOUND: Fails = Fails(&[(404, "files.not_found")]);
 /// As large as its files may be, for as long as bytes arrive, and not for ever.
 const UPLOAD: Limits = Limits { body_bytes_max: usize::MAX, within: Duration::from_secs(6 * 60 * 60) };
 
@@ -56,7 +56,7 @@ pub(super) fn routes() -> Vec<Route> {
             .limits(SMALL)
             .idempotency(Idempotency::ByNature)
             .refuses(Fails(&[
-                (404, "jobs.file_not_found"),
+                (404, "files.not_found"),
                 (416, "files.range_not_satisfiable"),
                 (503, "storage_unavailable"),
             ]))

@@ -24,7 +24,8 @@ const SUBMIT: Access = Access::Permission("jobs:submit");
 const ONE: Limits = Limits { body_bytes_max: 512 * 1024, within: Duration::from_secs(30) };
 /// Many jobs: what one gRPC message holds, with room for what JSON is written shorter than it is passed on.
 pub(super) const MANY: Limits = Limits { body_bytes_max: 8 * 1024 * 1024, within: Duration::from_secs(60) };
-pub(super) const SUBMIT_FAILS: Fails = Fails(&[(422, "jobs.invalid_jobs")]);
+pub(super) const SUBMIT_FAILS: Fails =
+    Fails(&[(403, "jobs.forbidden"), (422, "jobs.invalid"), (503, "jobs.busy"), (503, "jobs.stopping")]);
 const NOT_FOUND: Fails = Fails(&[(404, "jobs.job_not_found")]);
 
 pub(super) fn routes() -> Vec<Route> {
@@ -45,7 +46,7 @@ pub(super) fn routes() -> Vec<Route> {
             .access(READ, &["/guildhall.jobs.v1.Jobs/List"])
             .limits(SMALL)
             .idempotency(Idempotency::ByNature)
-            .refuses(Fails::NONE)
+            .refuses(Fails(&[(400, "jobs.invalid_filter")]))
             .by(list),
         Route::get("/api/v1/jobs/{id}", TAG, "Show a job")
             .access(READ, &["/guildhall.jobs.v1.Jobs/Get"])
@@ -63,7 +64,12 @@ pub(super) fn routes() -> Vec<Route> {
             .access(Access::Permission("jobs:retry"), &["/guildhall.jobs.v1.Jobs/Retry"])
             .limits(SMALL)
             .idempotency(Idempotency::Never)
-            .refuses(Fails(&[(404, "jobs.job_not_found"), (409, "jobs.not_retryable")]))
+            .refuses(Fails(&[
+                (404, "jobs.job_not_found"),
+                (409, "jobs.not_final"),
+                (409, "jobs.already_succeeded"),
+                (409, "jobs.batch_finalizing"),
+            ]))
             .by(retry),
         Route::get("/api/v1/jobs/{id}/attempts", TAG, "List a job's attempts, newest first")
             .access(READ, &["/guildhall.jobs.v1.Jobs/ListAttempts"])

@@ -1,0 +1,11 @@
+//! The gateway over a real socket, with small roles behind it that stand in for `auth` and `jobs`: they answer by the
+//! same generated servers, behind the same guard, and remember what they were asked. The whole system with the real
+//! roles is tested in the crate `guildhall`.
+
+mod docs;
+mod edge;
+mod files;
+mod house;
+mod identity;
+mod input;
+mod live;
