@@ -54,6 +54,14 @@ pub(crate) async fn make_models(api: &Api, pictures: Vec<(String, Bytes)>) -> Re
 }
 
 impl Summary {
+    /// Puts models, previews, contact sheet and manifest into `directory`.
+    ///
+    /// # Errors
+    /// Those of the requests, and of the files.
+    pub(crate) async fn save(&mut self, api: &Api, directory: &Path) -> Result<(), Error> {
+        save::save(api, self, directory, &Live::on(&Screen::of_process(false, false))).await
+    }
+
     /// Prints the table of the models and where things are, to stdout.
     pub(crate) fn print(&self) {
         self.tell(&Screen::of_process(false, false));
@@ -97,9 +105,7 @@ async fn submit_files(
         return watch_to_end(api, target, names, args.out.as_deref(), screen, (interrupts, false)).await;
     }
     match screen.manner {
-        Manner::Json => {
-            screen.print_json(&json!({ "job_id": target.id(), "file_ids": names.keys().collect::<Vec<_>>() }))
-        }
+        Manner::Json => screen.print_json(&json!({ "job_id": target.id() })),
         _ => screen.print(&id),
     }
     screen.note(&format!("Watch it with `guildhall batch watch {id}`."));
@@ -186,7 +192,7 @@ async fn cancel(api: &Api, id: &str, screen: &Screen) -> Result<Outcome, Error> 
     match screen.manner {
         Manner::Json => screen.print_json(&json!({ "id": target.id() })),
         Manner::Told => {
-            screen.print(&format!("{id} is being cancelled: what runs is asked to stop, what is done stays."))
+            screen.print(&format!("{id} is being cancelled: what runs is asked to stop, what is done stays."));
         }
         Manner::Quiet => {}
     }

@@ -126,7 +126,6 @@ impl Upload {
 pub(super) async fn upload(api: &Api, uploads: &[Upload], bar: &ProgressBar) -> Result<Vec<File>, Error> {
     let mut files = Vec::with_capacity(uploads.len());
     for group in groups(uploads) {
-        bar.set_message(format!("{}/{} files", files.len(), uploads.len()));
         let counted = bar.position();
         // One key for every try: a group that arrived although its answer was lost is not stored twice.
         let key = api.clock().new_id().to_string();
@@ -145,8 +144,12 @@ pub(super) async fn upload(api: &Api, uploads: &[Upload], bar: &ProgressBar) -> 
         }
         files.extend(sent.items);
     }
-    bar.set_message(format!("{}/{} files", files.len(), uploads.len()));
     Ok(files)
+}
+
+/// What an upload is called while it lasts.
+pub(super) fn uploading(uploads: &[Upload]) -> String {
+    format!("uploading {}", words::counted(uploads.len() as u64, "file"))
 }
 
 fn groups(uploads: &[Upload]) -> Vec<&[Upload]> {
@@ -217,7 +220,7 @@ pub(super) async fn run(args: FileArgs, screen: &Screen) -> Result<Outcome, Erro
 async fn put(api: &Api, paths: &[PathBuf], screen: &Screen) -> Result<Outcome, Error> {
     let uploads = Upload::of_paths(paths)?;
     let live = Live::on(screen);
-    let bar = live.bytes("uploading", uploads.iter().map(|upload| upload.size_bytes).sum());
+    let bar = live.bytes(uploading(&uploads), uploads.iter().map(|upload| upload.size_bytes).sum());
     let files = upload(api, &uploads, &bar).await;
     live.remove(&bar);
     let files = files?;
@@ -240,7 +243,7 @@ async fn take(api: &Api, id: &str, output: Option<PathBuf>, screen: &Screen) -> 
     let file: File = api.get(&["files", id], &[]).await?;
     let to = output.unwrap_or_else(|| words::file_name(&file.name, "file").into());
     let live = Live::on(screen);
-    let bar = live.bytes("downloading", file.size_bytes);
+    let bar = live.bytes(format!("downloading {}", words::plain(&file.name)), file.size_bytes);
     let written = download(api, id, &to, &bar).await;
     live.remove(&bar);
     let written = written?;

@@ -322,7 +322,7 @@ async fn watched(api: &Api, id: &str, screen: &Screen, interrupts: &mut Interrup
     let live = Live::on(screen);
     let line = live.alone("job");
     let again = format!("guildhall job watch {}", words::plain(id));
-    let following = follow(api, id, |_| false, |told| tell(told, screen, &live, &line));
+    let following = follow(api, id, |_| false, |told| tell(&told, screen, &live, &line));
     let cancel = async || api.post::<Value>(&["jobs", id, "cancel"], &json!({}), None).await.map(drop);
     let watched = watch(interrupts, (screen, &live), &Watched { noun: "job", again: &again }, following, cancel).await;
     live.remove(&line);
@@ -352,7 +352,7 @@ async fn watched(api: &Api, id: &str, screen: &Screen, interrupts: &mut Interrup
     })
 }
 
-fn tell(told: Told<'_>, screen: &Screen, live: &Live, line: &indicatif::ProgressBar) {
+fn tell(told: &Told<'_>, screen: &Screen, live: &Live, line: &indicatif::ProgressBar) {
     let say = |text: &str| if live.is_live() { live.say(text) } else { screen.note(text) };
     match told {
         Told::Broken if live.is_live() => line.set_message("the connection broke; opening it again"),

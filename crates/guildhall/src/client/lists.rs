@@ -141,7 +141,7 @@ async fn switch_queue(api: &Api, name: &str, verb: &str, screen: &Screen) -> Res
     match screen.manner {
         Manner::Json => screen.print_json(&answer),
         Manner::Told if verb == "pause" => {
-            screen.print(&format!("{name} is paused: what runs goes on, nothing new starts."))
+            screen.print(&format!("{name} is paused: what runs goes on, nothing new starts."));
         }
         Manner::Told => screen.print(&format!("{name} is open again.")),
         Manner::Quiet => {}

@@ -30,16 +30,22 @@ impl Live {
         self.is_live
     }
 
-    /// A bar over bytes, with its speed and what is left.
-    pub(super) fn bytes(&self, verb: &str, total: u64) -> ProgressBar {
-        let template = "{spinner:.cyan} {prefix} {wide_bar:.cyan/dim} {decimal_bytes}/{decimal_total_bytes} {msg:.dim}";
-        self.add(ProgressBar::new(total).with_style(style(template)).with_prefix(verb.to_owned()))
+    /// A bar over bytes, with its speed.
+    pub(super) fn bytes(&self, what: String, total: u64) -> ProgressBar {
+        let template = "{spinner:.cyan} {prefix} {wide_bar:.cyan/dim} {decimal_bytes}/{decimal_total_bytes}  \
+                        {decimal_bytes_per_sec:.dim}";
+        self.add(ProgressBar::new(total).with_style(style(template)).with_prefix(what))
     }
 
-    /// The bar at the bottom that stands for all the work.
-    pub(super) fn whole(&self, verb: &str) -> ProgressBar {
-        let template = "{spinner:.cyan} {prefix} {wide_bar:.cyan/dim} {pos}/{len} {msg}";
-        self.add(ProgressBar::new(0).with_style(style(template)).with_prefix(verb.to_owned()))
+    /// The line at the bottom that stands for all the work: words, until there is something to [`count`](Self::count).
+    pub(super) fn whole(&self, what: &str) -> ProgressBar {
+        let bar = ProgressBar::new(0).with_style(style("{spinner:.cyan} {prefix} {wide_msg:.dim}"));
+        self.add(bar.with_prefix(what.to_owned()).with_message("waiting to start"))
+    }
+
+    /// Makes the line of the whole a bar.
+    pub(super) fn count(&self, whole: &ProgressBar) {
+        whole.set_style(style("{spinner:.cyan} {prefix} {wide_bar:.cyan/dim} {pos}/{len} {msg} {elapsed:.dim}"));
     }
 
     /// The one line of a command that follows one piece of work, of 100 parts.
@@ -101,7 +107,8 @@ mod tests {
     fn every_kind_of_line_can_be_drawn() {
         let live = Live::on(&Screen::of_process(true, false));
         let whole = live.whole("models");
-        for bar in [live.bytes("uploading", 10), live.alone("job"), live.piece(&whole, "a.png".into())] {
+        live.count(&whole);
+        for bar in [live.bytes("uploading".into(), 10), live.alone("job"), live.piece(&whole, "a.png".into())] {
             bar.inc(1);
             live.remove(&bar);
         }

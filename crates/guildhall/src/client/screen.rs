@@ -25,6 +25,8 @@ pub(super) struct Screen {
     pub(super) manner: Manner,
     /// Columns of stdout; None when it is not a terminal, and then nothing is cut.
     pub(super) width: Option<usize>,
+    /// Columns of stderr; None when it is not a terminal.
+    width_err: Option<usize>,
     /// Whether bars may be drawn on stderr.
     pub(super) is_live: bool,
     has_colour: bool,
@@ -43,6 +45,7 @@ impl Screen {
         Self {
             manner,
             width: stdout().is_terminal().then(|| Term::stdout().size().1.into()),
+            width_err: stderr().is_terminal().then(|| Term::stderr().size().1.into()),
             is_live: manner == Manner::Told && stderr().is_terminal() && !is_dumb,
             has_colour: console::colors_enabled(),
             has_colour_err: console::colors_enabled_stderr(),
@@ -58,6 +61,11 @@ impl Screen {
     pub(super) fn print(&self, text: &str) {
         // Whoever reads may have gone (`| head`): there is nobody left to tell.
         let _gone = writeln!(stdout().lock(), "{text}");
+    }
+
+    /// A result in sentences, to stdout.
+    pub(super) fn print_wrapped(&self, text: &str) {
+        self.print(&words::wrap(text, self.width));
     }
 
     /// A result for a program, to stdout.
@@ -80,8 +88,13 @@ impl Screen {
     /// What must be seen in any manner but JSON's, to stderr.
     pub(super) fn warn(&self, text: &str) {
         if self.manner != Manner::Json {
-            let _gone = writeln!(stderr().lock(), "{text}");
+            let _gone = writeln!(stderr().lock(), "{}", self.wrap_err(text));
         }
+    }
+
+    /// Lines that fit stderr.
+    pub(super) fn wrap_err(&self, text: &str) -> String {
+        words::wrap(text, self.width_err)
     }
 
     /// A question, to stderr, with the cursor left behind it.
@@ -95,9 +108,9 @@ impl Screen {
         let text = if self.manner == Manner::Json {
             error.to_json().to_string()
         } else if matches!(error, Error::Interrupted(_)) {
-            error.to_string()
+            self.wrap_err(&error.to_string())
         } else {
-            format!("{} {error}", self.tone_err(Tone::Bad).apply_to("error:"))
+            self.wrap_err(&format!("{} {error}", self.tone_err(Tone::Bad).apply_to("error:")))
         };
         let _gone = writeln!(stderr().lock(), "{text}");
     }

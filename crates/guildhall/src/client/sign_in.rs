@@ -80,11 +80,12 @@ enum Echo {
 /// One line of stdin; on a terminal after a question, and unseen when it is a password.
 async fn asked(screen: &Screen, question: &str, echo: Echo) -> Result<String, Error> {
     let is_terminal = stdin().is_terminal();
+    // Before the question, since whoever answers it may be quick. Put back when dropped: at the answer, and at Ctrl-C,
+    // when this future is dropped before it.
+    let hidden = (is_terminal && echo == Echo::Off).then(Hidden::begin).flatten();
     if is_terminal {
         screen.ask(question);
     }
-    // Put back when dropped: at the answer, and at Ctrl-C, when this future is dropped before it.
-    let hidden = (is_terminal && echo == Echo::Off).then(Hidden::begin).flatten();
     let (answer, heard) = oneshot::channel();
     // A thread that nobody waits for: a read of a terminal cannot be called off.
     std::thread::spawn(move || {

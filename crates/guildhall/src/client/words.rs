@@ -18,6 +18,34 @@ pub(super) fn plain(text: &str) -> String {
     safe
 }
 
+/// Breaks lines between words so that they fit `width` columns; what is broken off stands two further in than its line
+/// began. A word that is wider stays whole. Escapes of colour take no room.
+pub(super) fn wrap(text: &str, width: Option<usize>) -> String {
+    let Some(width) = width else { return text.to_owned() };
+    let lines = text.split('\n').map(|line| {
+        let indent = line.len() - line.trim_start_matches(' ').len();
+        let (mut wrapped, mut column) = (String::new(), 0);
+        for word in line[indent..].split(' ') {
+            let word_width = console::measure_text_width(word);
+            if wrapped.is_empty() {
+                wrapped.push_str(&line[..indent]);
+                column = indent;
+            } else if column + 1 + word_width > width {
+                wrapped.push('\n');
+                wrapped.push_str(&" ".repeat(indent + 2));
+                column = indent + 2;
+            } else {
+                wrapped.push(' ');
+                column += 1;
+            }
+            wrapped.push_str(word);
+            column += word_width;
+        }
+        wrapped
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
 /// `512 B`, `3.4 MB`: decimal units, as file managers and network tools write them.
 pub(super) fn bytes(count: u64) -> String {
     const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
@@ -100,6 +128,17 @@ mod tests {
         );
         assert_eq!([0, 999, 1000, 1_234_567].map(thousands).join(" "), "0 999 1,000 1,234,567");
         assert_eq!([0.04, 59.4, 65.0, 7380.0].map(seconds).join(", "), "0.0 s, 59.4 s, 1 min 05 s, 2 h 03 min");
+    }
+
+    #[test]
+    fn a_long_line_is_broken_between_words_and_goes_on_further_in() {
+        assert_eq!(
+            wrap("one two three\n  four five six\n\nx", Some(9)),
+            "one two\n  three\n  four\n    five\n    six\n\nx"
+        );
+        assert_eq!(wrap("\u{1b}[31mone\u{1b}[0m two", Some(7)), "\u{1b}[31mone\u{1b}[0m two");
+        assert_eq!(wrap("anything at all", None), "anything at all");
+        assert_eq!(wrap("one  two", Some(20)), "one  two");
     }
 
     #[test]

@@ -21,8 +21,8 @@ pub(super) async fn save(api: &Api, summary: &mut Summary, directory: &Path, liv
     tokio::fs::create_dir_all(directory).await.map_err(Error::local(directory))?;
     let wanted = wanted(summary);
     // Only the models' sizes are known beforehand; the bar grows with the rest.
-    let bar = live.bytes("downloading", summary.models.iter().filter_map(|model| model.size_bytes).sum());
-    bar.set_message(words::counted(wanted.len() as u64, "file"));
+    let what = format!("downloading {}", words::counted(wanted.len() as u64, "file"));
+    let bar = live.bytes(what, summary.models.iter().filter_map(|model| model.size_bytes).sum());
     let downloads = stream::iter(wanted).map(|(id, name)| {
         let (to, bar) = (directory.join(name), &bar);
         async move { file::download(api, &id, &to, bar).await.map(drop) }

@@ -47,7 +47,7 @@ pub(super) async fn submit(
     if !live.is_live() {
         screen.note(&format!("Uploading {}, {}.", words::counted(uploads.len() as u64, "file"), words::bytes(total)));
     }
-    let bar = live.bytes("uploading", total);
+    let bar = live.bytes(file::uploading(uploads), total);
     let files = file::upload(api, uploads, &bar).await;
     live.remove(&bar);
     let files = files?;
@@ -84,7 +84,7 @@ pub(super) fn parameters(given: &Params) -> Result<Map<String, Value>, Error> {
         ("base_mm", given.base_mm.map(|number| json!(number))),
         ("samples", given.samples.map(|number| json!(number))),
         ("smoothing", given.smoothing.map(|number| json!(number))),
-        ("invert", given.invert.then(|| json!(true))),
+        ("invert", given.invert.then_some(Value::Bool(true))),
     ];
     let mut params: Map<_, _> = flags.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect();
     for pair in &given.others {

@@ -155,7 +155,8 @@ impl Summary {
 
     /// What failed, each with its kind and message; with the table on stdout, else on stderr.
     fn tell_faults(&self, screen: &Screen) {
-        let say = |line: &str| if screen.manner == Manner::Quiet { screen.warn(line) } else { screen.print(line) };
+        let say =
+            |line: &str| if screen.manner == Manner::Quiet { screen.warn(line) } else { screen.print_wrapped(line) };
         let faults = self.models.iter().filter_map(|model| Some((model.name.as_str(), model.error.as_ref()?)));
         let faults: Vec<_> = self.error.iter().map(|error| ("the batch", error)).chain(faults).collect();
         if !faults.is_empty() && screen.manner == Manner::Told {

@@ -94,6 +94,9 @@ impl<'a> View<'a> {
 
     pub(super) fn count(&self, board: &Board) {
         let Counts { total, failed, expired, cancelled, .. } = board.counts();
+        if total > 0 {
+            self.live.count(&self.whole);
+        }
         self.whole.set_length(total);
         self.whole.set_position(board.ended());
         let mut told = Vec::new();
@@ -155,7 +158,7 @@ impl<'a> View<'a> {
             // What succeeded stands in the table; what did not should be seen when it happens.
             if has_failed {
                 let state = self.screen.tone_err(Tone::of_state(&piece.state)).apply_to(words::plain(&piece.state));
-                self.live.say(&format!("{state} {name}{}", why(piece)));
+                self.live.say(&self.screen.wrap_err(&format!("{state} {name}{}", why(piece))));
             }
             return;
         }
