@@ -96,7 +96,7 @@ mod tests {
         let failure = |n: u128| FailureEntry {
             job_id: id(n),
             file_id: Some(id(n + 1000)),
-            source_name: (n % 2 == 0).then(|| format!("{n}.png")),
+            source_name: n.is_multiple_of(2).then(|| format!("{n}.png")),
             kind: "invalid_input".to_owned(),
             message: "the file is empty (0 bytes)".to_owned(),
         };

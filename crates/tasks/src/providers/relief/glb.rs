@@ -27,7 +27,7 @@ pub(super) fn pack(mesh: &Mesh, texture_jpeg: &[u8]) -> Vec<u8> {
     views.add(texture_jpeg.len(), None);
     let binary_bytes = views.bytes;
 
-    let mut json = document(mesh, views).to_string().into_bytes();
+    let mut json = document(mesh, &views).to_string().into_bytes();
     json.resize(json.len().next_multiple_of(4), b' ');
     let total_bytes = 12 + 8 + json.len() + 8 + binary_bytes;
     let mut glb = Vec::with_capacity(total_bytes);
@@ -68,7 +68,7 @@ impl Views {
 
 /// The JSON chunk. Keys stand in alphabetical order, which the JSON crate keeps or makes, whatever its features: so the
 /// bytes do not depend on them.
-fn document(mesh: &Mesh, views: Views) -> Value {
+fn document(mesh: &Mesh, views: &Views) -> Value {
     let vertices = mesh.positions.len();
     let bound = |pick: fn(f32, f32) -> f32| {
         // Every vertex is counted, and the exact 32-bit value is written out in full.

@@ -1,7 +1,8 @@
 //! JPEG: baseline, extended and progressive; grey, YCbCr, RGB, CMYK and YCCK, with Adobe's inverted ink and without.
 //!
 //! The decoder is `zune-jpeg`, the one that `image` uses, called directly: only so can its output be chosen (grey stays
-//! one byte a pixel, ink without an Adobe marker can be told from ink with one) and damage be an error.
+//! one byte a pixel, ink without an Adobe marker can be told from ink with one) and damage be an error. What it cannot see
+//! is missing data in a file that has its end mark all the same: such a picture ends in grey.
 
 use std::io::Seek as _;
 
