@@ -174,12 +174,7 @@ impl Desk {
 }
 
 fn facts(file: AttemptFile) -> FileFacts {
-    FileFacts {
-        name: file.name,
-        content_type: file.content_type,
-        size_bytes: file.size_bytes,
-        sha256: file.sha256,
-    }
+    FileFacts { name: file.name, content_type: file.content_type, size_bytes: file.size_bytes, sha256: file.sha256 }
 }
 
 /// What `jobs` keeps as JSON; absent is null.

@@ -29,6 +29,8 @@ pub mod slot;
 mod stream;
 mod supervise;
 mod task;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod worker;
 
 pub use context::{CHILDREN_PAGE_MAX, Child, ChildJob, Children, Context, FileFacts, Finalize, Input, Level, Stored};

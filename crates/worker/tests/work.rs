@@ -1,12 +1,17 @@
 //! What a worker promises to whoever hands it work.
 
-mod support;
+#[path = "support/tasks.rs"]
+mod tasks;
 
 use std::path::Path;
 
 use proto::worker::{Failed, outcome::End};
 use serde_json::{Value, json};
-use support::{House, Shape};
+use worker::testing::{BATCH_ID, House, Shape};
+
+fn house(shape: &Shape) -> House {
+    House::new(shape, tasks::registry(), env!("CARGO_BIN_EXE_worker-test-slot"))
+}
 
 fn result_of(end: End) -> Value {
     match end {
@@ -28,7 +33,7 @@ fn is_alive(pid: &str) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_says_what_it_offers_and_gives_credit_for_its_slots() {
-    let mut house = House::new(&Shape { slots: 3, ..Shape::default() });
+    let mut house = house(&Shape { slots: 3, ..Shape::default() });
     let mut jobs = house.accept().await;
     assert_eq!((jobs.hello.profile.as_str(), jobs.hello.slots), ("all", 3));
     assert!(jobs.hello.tasks.iter().any(|task| task.name == "echo" && task.schema_json.contains("object")));
@@ -40,16 +45,17 @@ async fn a_worker_says_what_it_offers_and_gives_credit_for_its_slots() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_child_reads_and_stores_files_through_its_worker_and_leaves_no_scratch() {
-    let mut house = House::new(&Shape { slots: 1, ..Shape::default() });
+    let mut house = house(&Shape { slots: 1, ..Shape::default() });
     house.add_file("f1", "../name.bin", b"abc").await;
     let mut jobs = house.accept().await;
     let copy = jobs.assign("a", "copy", json!({ "file_id": "f1" })).await;
     let End::Succeeded(succeeded) = jobs.outcome(&copy).await else { panic!("it succeeds") };
     let written = &succeeded.files[0];
-    assert_eq!((written.file_id.as_str(), written.size_bytes), ("new-0", 6));
+    let row = house.files.lock().rows[&written.file_id].clone();
+    assert_eq!((row.name.as_str(), written.size_bytes), ("twice.bin", 6));
     assert_eq!(jobs.logs, ["read ../name.bin"]);
     let to = house.folder.path().join("copy");
-    house.storage.download_to("files/new-0", &to).await.expect("the object");
+    house.storage.download_to(&row.storage_key, &to).await.expect("the object");
     assert_eq!(std::fs::read(to).expect("a file"), b"abcabc");
 
     jobs.read_until(|jobs, _| jobs.credit == 2).await;
@@ -58,7 +64,7 @@ async fn a_child_reads_and_stores_files_through_its_worker_and_leaves_no_scratch
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_file_fails_its_attempt_alone_as_not_found() {
-    let mut house = House::new(&Shape::default());
+    let mut house = house(&Shape::default());
     let mut jobs = house.accept().await;
     let copy = jobs.assign("a", "copy", json!({ "file_id": "missing" })).await;
     let failed = failure_of(jobs.outcome(&copy).await);
@@ -67,7 +73,7 @@ async fn a_missing_file_fails_its_attempt_alone_as_not_found() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hog_ends_with_memory_exceeded_while_its_neighbour_goes_on() {
-    let mut house = House::new(&Shape { slots: 2, ..Shape::default() });
+    let mut house = house(&Shape { slots: 2, ..Shape::default() });
     let mut jobs = house.accept().await;
     let neighbour = jobs.assign("neighbour", "spin", json!({})).await;
     let pid = jobs.started(&neighbour).await;
@@ -85,7 +91,7 @@ async fn a_hog_ends_with_memory_exceeded_while_its_neighbour_goes_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancelled_spin_is_killed_and_its_slot_serves_the_next() {
-    let mut house = House::new(&Shape { slots: 1, ..Shape::default() });
+    let mut house = house(&Shape { slots: 1, ..Shape::default() });
     let mut jobs = house.accept().await;
     let spin = jobs.assign("a", "spin", json!({})).await;
     let pid = jobs.started(&spin).await;
@@ -101,7 +107,7 @@ async fn a_cancelled_spin_is_killed_and_its_slot_serves_the_next() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_healthy_child_serves_one_attempt_after_another() {
-    let mut house = House::new(&Shape { slots: 1, ..Shape::default() });
+    let mut house = house(&Shape { slots: 1, ..Shape::default() });
     let mut jobs = house.accept().await;
     let mut pids = Vec::new();
     for job in ["a", "b"] {
@@ -115,7 +121,7 @@ async fn a_healthy_child_serves_one_attempt_after_another() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_child_that_dies_is_a_crash_that_is_tried_again_and_one_that_panics_is_replaced() {
-    let mut house = House::new(&Shape::default());
+    let mut house = house(&Shape::default());
     let mut jobs = house.accept().await;
     let crash = jobs.assign("a", "crash", json!({})).await;
     let failed = failure_of(jobs.outcome(&crash).await);
@@ -130,10 +136,10 @@ async fn a_child_that_dies_is_a_crash_that_is_tried_again_and_one_that_panics_is
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_attempt_over_its_time_fails_as_timeout_wherever_it_runs() {
-    let mut house = House::new(&Shape::default());
+    let mut house = house(&Shape::default());
     let mut jobs = house.accept().await;
     for task in ["spin", "wait", "deaf"] {
-        let attempt = jobs.assign_with(task, task, json!({}), 0.2).await;
+        let attempt = jobs.assign_with(task, task, json!({}), |assignment| assignment.timeout_s = 0.2).await;
         let failed = failure_of(jobs.outcome(&attempt).await);
         assert_eq!((failed.kind.as_str(), failed.retryable), ("timeout", true), "{task}");
     }
@@ -141,7 +147,7 @@ async fn an_attempt_over_its_time_fails_as_timeout_wherever_it_runs() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outcome_is_told_again_on_the_next_stream_until_a_receipt_names_it() {
-    let mut house = House::new(&Shape { slots: 1, ..Shape::default() });
+    let mut house = house(&Shape { slots: 1, ..Shape::default() });
     let mut jobs = house.accept().await;
     jobs.receipts = false;
     let echo = jobs.assign("a", "echo", json!(1)).await;
@@ -151,7 +157,7 @@ async fn an_outcome_is_told_again_on_the_next_stream_until_a_receipt_names_it() 
     let mut jobs = house.accept().await;
     assert_eq!(jobs.hello.worker_id, "w1", "the worker comes back under its id");
     assert_eq!(result_of(jobs.outcome(&echo).await), json!(1));
-    assert_eq!(jobs.heartbeats[0].holding, [echo.clone()], "what is not receipted is still held");
+    assert_eq!(jobs.heartbeats[0].holding, std::slice::from_ref(&echo), "what is not receipted is still held");
     let next = jobs.assign("b", "echo", json!(2)).await;
     assert_eq!(result_of(jobs.outcome(&next).await), json!(2));
     drop(jobs);
@@ -166,14 +172,14 @@ async fn an_outcome_is_told_again_on_the_next_stream_until_a_receipt_names_it() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_attempt_goes_on_over_a_broken_stream() {
-    let mut house = House::new(&Shape::default());
+    let mut house = house(&Shape::default());
     let mut jobs = house.accept().await;
     let wait = jobs.assign("a", "wait", json!({})).await;
     jobs.started(&wait).await;
     drop(jobs);
     let mut jobs = house.accept().await;
     jobs.read_until(|jobs, _| jobs.credit > 0).await;
-    assert_eq!(jobs.heartbeats[0].holding, [wait.clone()]);
+    assert_eq!(jobs.heartbeats[0].holding, std::slice::from_ref(&wait));
     assert_eq!(jobs.credit, 1, "the slot at work is not offered");
     jobs.stop(&wait, "cancel").await;
     assert!(matches!(jobs.outcome(&wait).await, End::Stopped(_)));
@@ -181,7 +187,7 @@ async fn an_attempt_goes_on_over_a_broken_stream() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fenced_attempt_is_ended_at_once_and_reports_nothing() {
-    let mut house = House::new(&Shape { slots: 1, grace_s: 60, ..Shape::default() });
+    let mut house = house(&Shape { slots: 1, grace_s: 60, ..Shape::default() });
     let mut jobs = house.accept().await;
     let spin = jobs.assign("a", "spin", json!({})).await;
     let pid = jobs.started(&spin).await;
@@ -193,7 +199,7 @@ async fn a_fenced_attempt_is_ended_at_once_and_reports_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_attempt_that_learns_from_a_call_that_it_is_fenced_reports_nothing() {
-    let mut house = House::new(&Shape { slots: 1, ..Shape::default() });
+    let mut house = house(&Shape { slots: 1, ..Shape::default() });
     let mut jobs = house.accept().await;
     jobs.assign("fenced", "fan", json!({})).await;
     let outcomes = jobs.read_until(|jobs, _| jobs.credit == 2).await;
@@ -202,19 +208,19 @@ async fn an_attempt_that_learns_from_a_call_that_it_is_fenced_reports_nothing() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_parent_that_fanned_out_is_suspended_on_its_batch() {
-    let mut house = House::new(&Shape::default());
+    let mut house = house(&Shape::default());
     let mut jobs = house.accept().await;
     let fan = jobs.assign("a", "fan", json!({})).await;
     let End::Suspended(suspended) = jobs.outcome(&fan).await else { panic!("it is suspended") };
-    assert_eq!(suspended.batch_id, "batch");
-    let files = house.files.lock().unwrap();
+    assert_eq!(suspended.batch_id, BATCH_ID);
+    let files = house.files.lock();
     assert_eq!(files.fan_outs[0].attempt, Some(fan));
     assert_eq!(files.fan_outs[0].jobs[0].args_json, r#"{"n":0}"#);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unanswered_heartbeats_end_every_attempt_before_the_lease_does() {
-    let mut house = House::new(&Shape { slots: 1, lease_s: 1.0, ..Shape::default() });
+    let mut house = house(&Shape { slots: 1, lease_s: 1.0, ..Shape::default() });
     let mut jobs = house.accept().await;
     let spin = jobs.assign("a", "spin", json!({})).await;
     let pid = jobs.started(&spin).await;
@@ -231,7 +237,7 @@ async fn unanswered_heartbeats_end_every_attempt_before_the_lease_does() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drain_takes_no_more_waits_and_gives_back_what_does_not_end() {
-    let mut house = House::new(&Shape { slots: 3, drain_s: 0, ..Shape::default() });
+    let mut house = house(&Shape { slots: 3, drain_s: 0, ..Shape::default() });
     let mut jobs = house.accept().await;
     let spin = jobs.assign("a", "spin", json!({})).await;
     let wait = jobs.assign("b", "wait", json!({})).await;
@@ -247,7 +253,7 @@ async fn a_drain_takes_no_more_waits_and_gives_back_what_does_not_end() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_draining_worker_lets_what_runs_reach_its_end_and_returns_late_assignments() {
-    let mut house = House::new(&Shape { slots: 2, ..Shape::default() });
+    let mut house = house(&Shape { slots: 2, ..Shape::default() });
     let mut jobs = house.accept().await;
     let wait = jobs.assign("a", "wait", json!({})).await;
     jobs.started(&wait).await;
@@ -263,7 +269,7 @@ async fn a_draining_worker_lets_what_runs_reach_its_end_and_returns_late_assignm
 
 #[tokio::test(flavor = "multi_thread")]
 async fn more_than_there_is_credit_for_is_given_back() {
-    let mut house = House::new(&Shape { slots: 1, ..Shape::default() });
+    let mut house = house(&Shape { slots: 1, ..Shape::default() });
     let mut jobs = house.accept().await;
     let wait = jobs.assign("a", "wait", json!({})).await;
     let more = jobs.assign("b", "echo", json!(1)).await;

@@ -73,7 +73,9 @@ task!(Pid, "pid", Child, |_context, _args| Ok(Ending::Done(json!({ "pid": std::p
 task!(Copy, "copy", Child, |context, args| {
     let input = context.fetch(args["file_id"].as_str().unwrap_or_default()).await?;
     #[expect(clippy::print_stdout, reason = "that is what is tested")]
-    { println!("a task that prints does not disturb the frames"); }
+    {
+        println!("a task that prints does not disturb the frames");
+    }
     context.log(Level::Info, format!("read {}", input.facts.name));
     let bytes = std::fs::read(&input.path)?;
     let path = context.scratch().join("twice");
@@ -86,6 +88,7 @@ task!(Crash, "crash", Child, |_context, args| {
     if args["panic"] == json!(true) {
         panic!("as asked");
     }
+    #[expect(clippy::disallowed_methods, reason = "that is what is tested")]
     std::process::exit(3)
 });
 

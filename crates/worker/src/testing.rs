@@ -1,15 +1,11 @@
-//! A `jobs` that does what a test's script says, behind the real generated servers and the real guard; and a worker with
-//! real children, real storage and a real scratch folder in front of it.
+//! A `jobs` that does what a test's script says, behind the real generated servers and the real guard, and a worker with
+//! real children, storage and scratch folder in front of it: to test tasks and the runtime itself. Only tests use this
+//! module; it panics where a service would answer.
 
-#![allow(dead_code, reason = "each test file uses its part")]
+#![expect(clippy::expect_used, clippy::panic, reason = "a test whose script does not come true can only fail")]
+#![allow(missing_debug_implementations, reason = "nobody prints a test's house")]
 
-pub(crate) mod tasks;
-
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use ed25519_dalek::{SigningKey, pkcs8::EncodePrivateKey as _};
@@ -21,13 +17,14 @@ use kit::{
     storage::Storage,
     tasks::Tasks,
 };
+use parking_lot::Mutex;
 use proto::{
     auth::{
         ExchangeServiceKeyRequest, ServiceToken,
         service_keys_server::{ServiceKeys, ServiceKeysServer},
     },
     worker::{
-        Assign, Assignment, AttemptFile, AttemptRef, CreateAttemptFileRequest, FanOutRequest, FanOutResponse,
+        Assign, Assignment, AttemptFile, AttemptRef, Child, CreateAttemptFileRequest, FanOutRequest, FanOutResponse,
         FromWorker, GetAttemptFileRequest, Heartbeat, Hello, ListChildrenRequest, ListChildrenResponse, Outcome,
         ProgressUpdate, Receipt, Renewed, Stop, StopAttempt, ToWorker, Welcome,
         attempts_server::{Attempts, AttemptsServer},
@@ -42,37 +39,62 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
-use worker::{Credential, Setup, SlotCommand, Worker};
 
+use crate::{Credential, Registry, Setup, SlotCommand, Worker};
+
+/// The batch of every fan-out and every finalize.
+pub const BATCH_ID: &str = "01990000-0000-7000-8000-0000000000ba";
 const ISSUER: &str = "http://worker.test";
 /// Nothing here takes long; this ends a test that would hang.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A worker in front of a scripted `jobs`.
-pub(crate) struct House {
-    pub(crate) tasks: Tasks,
-    pub(crate) worker: Worker,
-    pub(crate) storage: Storage,
-    pub(crate) files: Arc<Mutex<Files>>,
-    pub(crate) folder: TempDir,
+pub struct House {
+    pub tasks: Tasks,
+    pub worker: Worker,
+    pub storage: Storage,
+    pub files: Arc<Mutex<Files>>,
+    pub folder: TempDir,
     streams: mpsc::Receiver<Stream>,
 }
 
 /// What the scripted `jobs` knows of files and batches.
 #[derive(Default)]
-pub(crate) struct Files {
-    pub(crate) rows: HashMap<String, AttemptFile>,
-    pub(crate) created: Vec<AttemptFile>,
-    pub(crate) fan_outs: Vec<FanOutRequest>,
+pub struct Files {
+    pub rows: HashMap<String, AttemptFile>,
+    pub created: Vec<AttemptFile>,
+    /// What attempts made of their batches.
+    pub fan_outs: Vec<FanOutRequest>,
+    /// What a finalize finds, by ordinal.
+    pub children: Vec<Child>,
+}
+
+impl Files {
+    /// Makes the files whole that come with a result.
+    fn complete(&mut self, outcomes: &[Outcome]) {
+        for outcome in outcomes {
+            let Some(End::Succeeded(succeeded)) = &outcome.end else { continue };
+            for written in &succeeded.files {
+                let row = self.created.iter().find(|row| row.id == written.file_id).cloned();
+                let row = AttemptFile {
+                    content_type: written.content_type.clone(),
+                    size_bytes: written.size_bytes,
+                    sha256: written.sha256.clone(),
+                    ..row.expect("it was created")
+                };
+                self.rows.insert(row.id.clone(), row);
+            }
+        }
+    }
 }
 
 /// How a worker of the tests differs from the default.
-pub(crate) struct Shape {
-    pub(crate) slots: u32,
-    pub(crate) slot_mib_max: u64,
-    pub(crate) grace_s: u32,
-    pub(crate) drain_s: u32,
-    pub(crate) lease_s: f64,
+pub struct Shape {
+    pub slots: u32,
+    pub slot_mib_max: u64,
+    pub grace_s: u32,
+    pub drain_s: u32,
+    pub lease_s: f64,
 }
 
 impl Default for Shape {
@@ -82,7 +104,11 @@ impl Default for Shape {
 }
 
 impl House {
-    pub(crate) fn new(shape: &Shape) -> Self {
+    /// A worker with these tasks, whose children are started by `slot_program` without arguments.
+    ///
+    /// # Panics
+    /// The worker does not start.
+    pub fn new(shape: &Shape, registry: Registry, slot_program: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let storage =
             Storage::open(&format!("file://{}/storage", folder.path().display()), None, None).expect("storage");
@@ -94,22 +120,22 @@ impl House {
             .add_service(ServiceKeysServer::new(scripted));
         let verifier = Verifier::new(ISSUER, Arc::new(|| Box::pin(async { Ok(jwks()) })));
         let peer = Peer::local(routes, &Guard::new(verifier));
-        let settings = worker::Settings {
+        let settings = crate::Settings {
             worker_slots: shape.slots,
             worker_slot_bytes_max: kit::config::Bytes(shape.slot_mib_max * 1024 * 1024),
             worker_grace_s: shape.grace_s,
             worker_drain_s: shape.drain_s,
-            ..worker::Settings::default()
+            ..crate::Settings::default()
         };
         let tasks = Tasks::new();
         let setup = Setup {
             settings,
-            registry: tasks::registry(),
+            registry,
             jobs: peer.clone(),
             credential: Credential::new(peer, Secret::new("gld_test_key".to_owned())),
             storage: storage.clone(),
             scratch_dir: folder.path().join("scratch"),
-            slot_command: SlotCommand { program: env!("CARGO_BIN_EXE_worker-test-slot").into(), args: Vec::new() },
+            slot_command: SlotCommand { program: slot_program.into(), args: Vec::new() },
             clock: Clock::system(),
             hooks: Vec::new(),
         };
@@ -118,12 +144,12 @@ impl House {
     }
 
     /// The worker's next stream, after its hello and our welcome.
-    pub(crate) async fn accept(&mut self) -> Stream {
+    pub async fn accept(&mut self) -> Stream {
         patient(self.streams.recv()).await.expect("the worker connects")
     }
 
     /// A whole file that the job's owner owns.
-    pub(crate) async fn add_file(&self, id: &str, name: &str, bytes: &[u8]) {
+    pub async fn add_file(&self, id: &str, name: &str, bytes: &[u8]) {
         let key = format!("files/{id}");
         let mut writer = self.storage.writer(&key).expect("a writer");
         writer.write(bytes.to_vec().into()).await.expect("a write");
@@ -135,11 +161,11 @@ impl House {
             storage_key: key,
             ..AttemptFile::default()
         };
-        self.files.lock().unwrap().rows.insert(id.to_owned(), row);
+        self.files.lock().rows.insert(id.to_owned(), row);
     }
 
     /// The folders of slots that hold anything.
-    pub(crate) fn scratch_leftovers(&self) -> Vec<String> {
+    pub fn scratch_leftovers(&self) -> Vec<String> {
         let slots = std::fs::read_dir(self.folder.path().join("scratch")).expect("the scratch folder");
         let slots = slots.map(|slot| slot.expect("an entry").path()).filter(|slot| slot.is_dir());
         let inside = slots.flat_map(|slot| std::fs::read_dir(slot).expect("a slot's folder"));
@@ -148,55 +174,65 @@ impl House {
 }
 
 /// One stream, from the side of `jobs`.
-pub(crate) struct Stream {
-    pub(crate) hello: Hello,
-    pub(crate) heartbeats: Vec<Heartbeat>,
-    pub(crate) progress: Vec<ProgressUpdate>,
-    pub(crate) logs: Vec<String>,
+pub struct Stream {
+    pub hello: Hello,
+    pub heartbeats: Vec<Heartbeat>,
+    pub progress: Vec<ProgressUpdate>,
+    pub logs: Vec<String>,
     /// Whether heartbeats are answered.
-    pub(crate) renews: bool,
+    pub renews: bool,
     /// Whether outcomes are.
-    pub(crate) receipts: bool,
+    pub receipts: bool,
+    /// All that was given on this stream.
+    pub credit: u32,
+    files: Arc<Mutex<Files>>,
     incoming: Streaming<FromWorker>,
     outgoing: mpsc::Sender<Result<ToWorker, Status>>,
-    pub(crate) credit: u32,
     last_token: u64,
 }
 
 impl Stream {
-    pub(crate) async fn send(&self, message: To) {
+    pub async fn send(&self, message: To) {
         // A worker that has ended its side hears nothing, and need not.
         drop(self.outgoing.send(Ok(ToWorker { message: Some(message) })).await);
     }
 
-    pub(crate) async fn assign(&mut self, job_id: &str, task: &str, args: Value) -> AttemptRef {
-        self.assign_with(job_id, task, args, 60.0).await
+    pub async fn assign(&mut self, job_id: &str, task: &str, args: Value) -> AttemptRef {
+        self.assign_with(job_id, task, args, |_| {}).await
     }
 
-    pub(crate) async fn assign_with(&mut self, job_id: &str, task: &str, args: Value, timeout_s: f64) -> AttemptRef {
+    /// As [`assign`](Self::assign), with `more` to say about it.
+    pub async fn assign_with(
+        &mut self,
+        job_id: &str,
+        task: &str,
+        args: Value,
+        more: impl FnOnce(&mut Assignment),
+    ) -> AttemptRef {
         self.last_token += 1;
         let attempt = AttemptRef { job_id: job_id.to_owned(), token: self.last_token };
-        let item = Assignment {
+        let mut item = Assignment {
             attempt: Some(attempt.clone()),
             number: 1,
             task: task.to_owned(),
             queue: "default".to_owned(),
             args_json: args.to_string(),
             owner_id: "owner".to_owned(),
-            timeout_s,
+            timeout_s: 60.0,
             ..Assignment::default()
         };
+        more(&mut item);
         self.send(To::Assign(Assign { items: vec![item] })).await;
         attempt
     }
 
-    pub(crate) async fn stop(&self, attempt: &AttemptRef, why: &str) {
+    pub async fn stop(&self, attempt: &AttemptRef, why: &str) {
         let item = StopAttempt { attempt: Some(attempt.clone()), why: why.to_owned(), grace_s: 0.0 };
         self.send(To::Stop(Stop { items: vec![item] })).await;
     }
 
     /// Reads what the worker says until `until` holds; answers heartbeats and outcomes meanwhile.
-    pub(crate) async fn read_until(&mut self, mut until: impl FnMut(&Self, &[Outcome]) -> bool) -> Vec<Outcome> {
+    pub async fn read_until(&mut self, mut until: impl FnMut(&Self, &[Outcome]) -> bool) -> Vec<Outcome> {
         let mut outcomes = Vec::new();
         while !until(self, &outcomes) {
             outcomes.extend(self.read().await.expect("the worker keeps its stream open"));
@@ -205,14 +241,14 @@ impl Stream {
     }
 
     /// The next outcome of this attempt.
-    pub(crate) async fn outcome(&mut self, attempt: &AttemptRef) -> End {
+    pub async fn outcome(&mut self, attempt: &AttemptRef) -> End {
         let is_it = |outcome: &Outcome| outcome.attempt.as_ref() == Some(attempt);
         let outcomes = self.read_until(|_, outcomes| outcomes.iter().any(is_it)).await;
         outcomes.into_iter().find(is_it).and_then(|outcome| outcome.end).expect("an end")
     }
 
     /// Reads until this attempt has told progress; its message.
-    pub(crate) async fn started(&mut self, attempt: &AttemptRef) -> String {
+    pub async fn started(&mut self, attempt: &AttemptRef) -> String {
         let told = |stream: &Self| {
             let mut updates = stream.progress.iter();
             updates.find(|update| update.attempt.as_ref() == Some(attempt)).map(|update| update.message.clone())
@@ -222,7 +258,7 @@ impl Stream {
     }
 
     /// Reads to the stream's end; the outcomes on the way.
-    pub(crate) async fn read_to_end(mut self) -> Vec<Outcome> {
+    pub async fn read_to_end(mut self) -> Vec<Outcome> {
         let mut outcomes = Vec::new();
         while let Some(more) = self.read().await {
             outcomes.extend(more);
@@ -231,7 +267,7 @@ impl Stream {
     }
 
     /// One message; `None` at the stream's end.
-    pub(crate) async fn read(&mut self) -> Option<Vec<Outcome>> {
+    pub async fn read(&mut self) -> Option<Vec<Outcome>> {
         let message = patient(self.incoming.message()).await.ok().flatten()?;
         match message.message.expect("a message") {
             From::Heartbeat(heartbeat) => {
@@ -245,6 +281,7 @@ impl Stream {
                 self.progress.extend(report.progress);
                 self.logs.extend(report.logs.into_iter().map(|entry| entry.message));
                 if self.receipts && !report.outcomes.is_empty() {
+                    self.files.lock().complete(&report.outcomes);
                     let accepted = report.outcomes.iter().filter_map(|outcome| outcome.attempt.clone()).collect();
                     self.send(To::Receipt(Receipt { accepted, refused: Vec::new() })).await;
                 }
@@ -280,9 +317,10 @@ impl Workers for Scripted {
             logs: Vec::new(),
             renews: true,
             receipts: true,
+            credit: 0,
+            files: self.files.clone(),
             incoming,
             outgoing,
-            credit: 0,
             last_token: 0,
         };
         let welcome = Welcome { worker_id: "w1".to_owned(), lease_s: self.lease_s, heartbeat_s: self.lease_s / 3.0 };
@@ -296,14 +334,14 @@ impl Workers for Scripted {
 impl Attempts for Scripted {
     async fn get_file(&self, request: Request<GetAttemptFileRequest>) -> Result<Response<AttemptFile>, Status> {
         let file_id = request.into_inner().file_id;
-        let found = self.files.lock().unwrap().rows.get(&file_id).cloned();
+        let found = self.files.lock().rows.get(&file_id).cloned();
         let found = found.ok_or_else(|| Fail::not_found("jobs.file_not_found", "There is no such file."))?;
         Ok(Response::new(found))
     }
 
     async fn create_file(&self, request: Request<CreateAttemptFileRequest>) -> Result<Response<AttemptFile>, Status> {
-        let mut files = self.files.lock().unwrap();
-        let id = format!("new-{}", files.created.len());
+        let mut files = self.files.lock();
+        let id = Clock::system().new_id().to_string();
         let row = AttemptFile {
             storage_key: format!("files/{id}"),
             id,
@@ -319,15 +357,21 @@ impl Attempts for Scripted {
         if request.attempt.as_ref().is_some_and(|attempt| attempt.job_id == "fenced") {
             return Err(Fail::conflict("jobs.fenced", "This attempt does not count any more.").into());
         }
-        self.files.lock().unwrap().fan_outs.push(request);
-        Ok(Response::new(FanOutResponse { batch_id: "batch".to_owned() }))
+        self.files.lock().fan_outs.push(request);
+        Ok(Response::new(FanOutResponse { batch_id: BATCH_ID.to_owned() }))
     }
 
     async fn list_children(
         &self,
-        _request: Request<ListChildrenRequest>,
+        request: Request<ListChildrenRequest>,
     ) -> Result<Response<ListChildrenResponse>, Status> {
-        Err(Status::unimplemented("no test of the runtime asks"))
+        let request = request.into_inner();
+        let files = self.files.lock();
+        let is_after = |child: &&Child| request.after_ordinal.is_none_or(|after| child.ordinal > after);
+        let mut items: Vec<Child> = files.children.iter().filter(is_after).cloned().collect();
+        let more = items.len() > request.limit as usize;
+        items.truncate(request.limit as usize);
+        Ok(Response::new(ListChildrenResponse { items, more, batch_id: BATCH_ID.to_owned() }))
     }
 }
 
