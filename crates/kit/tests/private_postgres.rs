@@ -1,9 +1,14 @@
 //! The private Postgres against every way in which machines and people treat it. The tests hold for root and for an
 //! ordinary user alike; what only a root can meet is said so where it is skipped.
 
+#![allow(clippy::disallowed_methods, reason = "tests have settings and background work of their own")]
+
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -13,6 +18,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection as _, Executor as _};
+
+/// No promise, but a bound on waiting for what never comes.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Makes this test binary the owner of a Postgres that other tests kill; see `owner`.
 const OWNER_OF: &str = "GUILDHALL_TEST_OWNER_OF";
@@ -64,7 +72,7 @@ async fn three_deaths_within_a_minute_are_told_with_their_reason() {
         kill(killed, Signal::SIGKILL).unwrap();
     }
 
-    let reason = postgres.died().await;
+    let reason = tokio::time::timeout(PATIENCE, postgres.died()).await.expect("it gives up");
 
     assert!(reason.contains("died 3 times within a minute") && reason.contains("SIGKILL"), "{reason}");
     assert!(reason.contains("postgres.log"), "{reason}");
@@ -120,12 +128,20 @@ async fn a_second_start_is_refused_and_names_the_holder() {
 async fn a_stale_pid_that_now_is_a_stranger_s_stops_nothing() {
     let data = DataDir::new();
     data.start().await.stop().await;
-    let stranger = std::process::id();
     let cluster = data.home().join("postgres");
-    fs::write(cluster.join("postmaster.pid"), format!("{stranger}\n{}\n1\n5432\n\n\n\nready\n", cluster.display()))
-        .unwrap();
+    // Of the same user: another's process Postgres would not take for its own.
+    let mut stranger = data.as_owner(Command::new("cat").stdin(Stdio::piped())).spawn().unwrap();
+    fs::write(
+        cluster.join("postmaster.pid"),
+        format!("{}\n{}\n1\n5432\n\n\n\nready\n", stranger.id(), cluster.display()),
+    )
+    .unwrap();
 
     data.start().await.stop().await;
+
+    assert!(stranger.try_wait().unwrap().is_none(), "the stranger lives on");
+    stranger.kill().unwrap();
+    stranger.wait().unwrap();
 }
 
 #[tokio::test]
@@ -310,25 +326,34 @@ impl DataDir {
 
     /// Runs the server of these arguments as the owner of the cluster, and as nobody's ward.
     fn spawn_postgres(&self, cmdline: &[u8], socket_dir: &Path) -> Child {
-        use std::os::unix::ffi::OsStrExt as _;
-        use std::os::unix::fs::{MetadataExt as _, chown};
-        use std::os::unix::process::CommandExt as _;
-
         let owner = fs::metadata(self.home().join("postgres")).unwrap();
-        let mut arguments = cmdline.split(|byte| *byte == 0).filter(|argument| !argument.is_empty());
-        let mut command = Command::new(std::ffi::OsStr::from_bytes(arguments.next().unwrap()));
-        // Even the empty value of `listen_addresses=` stands within its argument, so none is lost above.
-        command.args(arguments.map(std::ffi::OsStr::from_bytes)).current_dir("/").stderr(Stdio::null());
         if geteuid().is_root() {
             chown(socket_dir, Some(owner.uid()), Some(owner.gid())).unwrap();
+        }
+        let mut arguments = cmdline.split(|byte| *byte == 0).filter(|argument| !argument.is_empty());
+        let mut command = Command::new(OsStr::from_bytes(arguments.next().unwrap()));
+        // Even the empty value of `listen_addresses=` stands within its argument, so none is lost above.
+        command.args(arguments.map(OsStr::from_bytes)).stderr(Stdio::null());
+        self.as_owner(&mut command).spawn().unwrap()
+    }
+
+    /// Lets a command run as the user that the cluster belongs to.
+    fn as_owner<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        let owner = fs::metadata(self.home().join("postgres")).unwrap();
+        if geteuid().is_root() {
             command.uid(owner.uid()).gid(owner.gid());
         }
-        command.spawn().unwrap()
+        command.current_dir("/")
     }
 }
 
 impl Drop for DataDir {
     fn drop(&mut self) {
+        // Only after a test that failed is anything still running.
+        for process in self.processes() {
+            let pid = process.file_name().and_then(OsStr::to_str).and_then(|name| name.parse().ok());
+            let _already_gone = pid.map(|pid| kill(Pid::from_raw(pid), Signal::SIGKILL));
+        }
         let home = self.home();
         if !home.starts_with(self.root.path().canonicalize().unwrap()) {
             let _already_gone = fs::remove_dir_all(home);
@@ -349,14 +374,14 @@ async fn rows(connection: &mut PgConnection, table: &str) -> i64 {
     sqlx::query_scalar(sql).fetch_one(connection).await.unwrap()
 }
 
-/// For what no signal tells: looks again until it holds, and fails after two minutes.
+/// For what no signal tells: looks again until it holds, or fails.
 async fn eventually(mut holds: impl AsyncFnMut() -> bool) {
     let look = async {
         while !holds().await {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(120), look).await.expect("it came to hold within two minutes");
+    tokio::time::timeout(PATIENCE, look).await.expect("it comes to hold in time");
 }
 
 fn socket_dir(url: &str) -> &str {
@@ -368,7 +393,6 @@ fn pg_bin() -> Option<PathBuf> {
     setting("GUILDHALL_PG_BIN").map(PathBuf::from)
 }
 
-#[expect(clippy::disallowed_methods, reason = "the tests' own settings, which no service knows")]
 fn setting(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }

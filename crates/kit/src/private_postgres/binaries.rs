@@ -57,8 +57,12 @@ pub(super) fn find(
     let mut rejected = Vec::new();
     let mut usable = Vec::new();
     match bin_dir {
-        Some(dir) => usable
-            .push(probe(dir, account).map_err(|reason| StartError::UnusableBinaries { dir: dir.to_owned(), reason })?),
+        Some(dir) => {
+            // A relative one is meant from here, and Postgres is run from elsewhere.
+            let absolute = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+            let unusable = |reason| StartError::UnusableBinaries { dir: dir.to_owned(), reason };
+            usable.push(probe(&absolute, account).map_err(unusable)?);
+        }
         None => {
             for dir in candidates(account) {
                 match probe(&dir, account) {

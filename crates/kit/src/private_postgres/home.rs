@@ -152,32 +152,30 @@ fn lock(data_dir: &Path) -> Result<File, StartError> {
 
 /// Where the cluster of `data_dir` is, or would be where Postgres can reach it; makes and locks nothing.
 pub(super) fn cluster_of(data_dir: &Path) -> Result<PathBuf, StartError> {
+    Ok(stand_in_of(data_dir)?.unwrap_or_else(|| data_dir.to_owned()).join("postgres"))
+}
+
+/// The directory that `data_dir` says holds its cluster, if it says so.
+fn stand_in_of(data_dir: &Path) -> Result<Option<PathBuf>, StartError> {
     let pointer = data_dir.join(POINTER);
-    let home = match fs::read_to_string(&pointer) {
-        Ok(text) => PathBuf::from(text.lines().next().unwrap_or_default()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => data_dir.to_owned(),
-        Err(error) => return Err(StartError::io(format!("read {}", pointer.display()))(error)),
-    };
-    Ok(home.join("postgres"))
+    match fs::read_to_string(&pointer) {
+        Ok(text) => Ok(text.lines().next().map(PathBuf::from)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(StartError::io(format!("read {}", pointer.display()))(error)),
+    }
 }
 
 /// Where the cluster of `data_dir` is, or shall be made: in it, unless Postgres could not reach it there.
 fn locate(data_dir: &Path) -> Result<PathBuf, StartError> {
-    let pointer = data_dir.join(POINTER);
-    match fs::read_to_string(&pointer) {
-        Ok(text) => {
-            let dir = PathBuf::from(text.lines().next().unwrap_or_default());
-            make_stand_in(&dir, data_dir)?;
-            return Ok(dir);
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(StartError::io(format!("read {}", pointer.display()))(error)),
+    if let Some(dir) = stand_in_of(data_dir)? {
+        make_stand_in(&dir, data_dir)?;
+        return Ok(dir);
     }
     if data_dir.join("postgres").exists() || Account::for_new_cluster()?.can_reach(data_dir) {
         return Ok(data_dir.to_owned());
     }
 
-    // The moment is hashed too: a data directory that was removed and made again must not find its forerunner's
+    // A random number is hashed too: a data directory that was removed and made again must not find its forerunner's
     // cluster, whose keys and passwords went with it.
     let mut salt = [0_u8; 16];
     getrandom::fill(&mut salt).map_err(|error| StartError::Io {
@@ -193,6 +191,7 @@ fn locate(data_dir: &Path) -> Result<PathBuf, StartError> {
          reach it here.\nWhoever removes this directory should remove that one too.\n",
         dir.display()
     );
+    let pointer = data_dir.join(POINTER);
     fs::write(&pointer, note).map_err(StartError::io(format!("write {}", pointer.display())))?;
     make_stand_in(&dir, data_dir)?;
     Ok(dir)
