@@ -231,6 +231,7 @@ build_once() {
 start_s3() {
     local log=$run_dir/s3.log tries=0 port
     mkdir "$run_dir/s3"
+    : >"$log"
     node "$test_tools/node_modules/s3rver/bin/s3rver.js" --address 127.0.0.1 --port 0 --directory "$run_dir/s3" \
         --configure-bucket guildhall </dev/null >"$log" 2>&1 &
     s3_job=$!
@@ -318,7 +319,12 @@ interrupted() {
 }
 
 clear_up() {
+    local tries=0
     stop_s3
     end_survivors
-    rm -rf "$run_dir"
+    # A server that is just ending may still write.
+    until rm -rf "$run_dir" 2>/dev/null || [ $tries -ge 50 ]; do
+        tries=$((tries + 1))
+        sleep 0.1
+    done
 }
