@@ -116,7 +116,7 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
         return shared.script.lock().unwrap().grant(verb, &body);
     }
     if !shared.script.lock().unwrap().is_signed_in(&headers) {
-        return problem(StatusCode::UNAUTHORIZED, "auth.unauthenticated", "Sign in first.", json!([]));
+        return problem(StatusCode::UNAUTHORIZED, "auth.unauthenticated", "Sign in first.", &json!([]));
     }
     match (&method, segments.as_slice()) {
         (&Method::POST, ["files"]) => upload(&shared, request).await,
@@ -143,14 +143,14 @@ async fn body(request: Request) -> Value {
     serde_json::from_slice(&bytes).unwrap_or_default()
 }
 
-fn problem(status: StatusCode, code: &str, detail: &str, errors: Value) -> Response {
+fn problem(status: StatusCode, code: &str, detail: &str, errors: &Value) -> Response {
     let body = json!({ "type": "about:blank", "title": status.to_string(), "status": status.as_u16(), "detail": detail,
         "code": code, "request_id": "request-7", "errors": errors });
     (status, [(header::CONTENT_TYPE, "application/problem+json")], body.to_string()).into_response()
 }
 
 fn not_found() -> Response {
-    problem(StatusCode::NOT_FOUND, "jobs.not_found", "There is nothing of this id.", json!([]))
+    problem(StatusCode::NOT_FOUND, "jobs.not_found", "There is nothing of this id.", &json!([]))
 }
 
 async fn upload(shared: &Shared, request: Request) -> Response {
@@ -241,13 +241,13 @@ impl Script {
         if verb == "login" {
             if body["email"] != EMAIL || body["password"] != PASSWORD {
                 let detail = "The email address or the password is wrong.";
-                return problem(StatusCode::UNAUTHORIZED, "auth.invalid_credentials", detail, json!([]));
+                return problem(StatusCode::UNAUTHORIZED, "auth.invalid_credentials", detail, &json!([]));
             }
         } else {
             self.refreshes += 1;
             if body["refresh_token"] != self.refresh.as_str() {
                 self.spent += 1;
-                return problem(StatusCode::UNAUTHORIZED, "auth.token_reused", "The session has ended.", json!([]));
+                return problem(StatusCode::UNAUTHORIZED, "auth.token_reused", "The session has ended.", &json!([]));
             }
         }
         self.granted += 1;
@@ -328,7 +328,7 @@ impl Script {
             }
             _ => {
                 let errors = json!([{ "pointer": "/task", "code": "unknown_task", "message": "No worker offers it." }]);
-                problem(StatusCode::UNPROCESSABLE_ENTITY, "jobs.unknown_task", "There is no such task.", errors)
+                problem(StatusCode::UNPROCESSABLE_ENTITY, "jobs.unknown_task", "There is no such task.", &errors)
             }
         }
     }

@@ -153,12 +153,14 @@ impl Summary {
         table
     }
 
-    /// What failed, each with its kind and message; with the table on stdout, else on stderr.
+    /// What failed, each with its kind and message; with the table on stdout, else on stderr. What was cancelled has no
+    /// more to say than its state.
     fn tell_faults(&self, screen: &Screen) {
         let say =
             |line: &str| if screen.manner == Manner::Quiet { screen.warn(line) } else { screen.print_wrapped(line) };
         let faults = self.models.iter().filter_map(|model| Some((model.name.as_str(), model.error.as_ref()?)));
-        let faults: Vec<_> = self.error.iter().map(|error| ("the batch", error)).chain(faults).collect();
+        let faults = self.error.iter().map(|error| ("the batch", error)).chain(faults);
+        let faults: Vec<_> = faults.filter(|(_, error)| error.kind != "cancelled").collect();
         if !faults.is_empty() && screen.manner == Manner::Told {
             say("");
         }

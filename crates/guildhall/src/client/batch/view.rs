@@ -75,7 +75,7 @@ impl<'a> View<'a> {
             Change::Began(id) => self.begin(board, id, name),
             Change::Progressed(id) => {
                 if let Some((line, piece)) = self.lines.get(id).zip(board.piece(id)) {
-                    draw(line, piece);
+                    draw(line, piece, &name(piece));
                 } else if !self.unseen.contains(id) {
                     self.begin(board, id, name);
                 }
@@ -125,7 +125,7 @@ impl<'a> View<'a> {
             return;
         }
         if let Some(line) = self.lines.get(id) {
-            return draw(line, piece);
+            return draw(line, piece, &name(piece));
         }
         if self.lines.len() >= self.lines_max {
             if !self.unseen.iter().any(|unseen| unseen == id) {
@@ -133,11 +133,10 @@ impl<'a> View<'a> {
             }
             return;
         }
-        let columns = self.name_columns;
-        let name = shorten(&name(piece), columns);
-        let padded = console::pad_str(&name, columns, console::Alignment::Left, None).into_owned();
+        let (name, columns) = (name(piece), self.name_columns);
+        let padded = console::pad_str(&shorten(&name, columns), columns, console::Alignment::Left, None).into_owned();
         let line = self.live.piece(&self.whole, padded);
-        draw(&line, piece);
+        draw(&line, piece, &name);
         self.lines.insert(id.to_owned(), line);
     }
 
@@ -153,9 +152,9 @@ impl<'a> View<'a> {
     }
 
     fn tell_end(&self, board: &Board, piece: &Piece, name: &str) {
-        let has_failed = piece.state != "succeeded";
+        let has_failed = matches!(piece.state.as_str(), "failed" | "expired");
         if self.live.is_live() {
-            // What succeeded stands in the table; what did not should be seen when it happens.
+            // What succeeded stands in the table; what did not should be seen when it happens, but for what was cancelled.
             if has_failed {
                 let state = self.screen.tone_err(Tone::of_state(&piece.state)).apply_to(words::plain(&piece.state));
                 self.live.say(&self.screen.wrap_err(&format!("{state} {name}{}", why(piece))));
@@ -168,9 +167,14 @@ impl<'a> View<'a> {
     }
 }
 
-fn draw(line: &ProgressBar, piece: &Piece) {
+fn draw(line: &ProgressBar, piece: &Piece, name: &str) {
     line.set_position(piece.progress.percent.clamp(0.0, 100.0) as u64);
-    line.set_message(if piece.state == "cancelling" { "cancelling".into() } else { piece.progress.words() });
+    line.set_message(match &piece.progress {
+        _ if piece.state == "cancelling" => "cancelling".into(),
+        // A task that says whose model it makes says what the line begins with.
+        progress if progress.message == name => words::plain(&progress.stage),
+        progress => progress.words(),
+    });
 }
 
 fn why(piece: &Piece) -> String {
