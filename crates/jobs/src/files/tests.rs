@@ -271,6 +271,9 @@ async fn an_attempt_that_names_a_file_that_is_not_its_own_gets_none() {
         assert_eq!(fail.code(), code);
         assert_eq!(house.state(own).await.as_deref(), Some("writing"));
     }
+    // Not even of one that ends in the same group.
+    let both = [(one, 7, vec![written(foreign)]), (two, 8, vec![written(own)])];
+    assert_eq!(house.make_whole(&both).await.expect_err("crossed").code(), "files.not_of_attempt");
     assert_eq!(
         house.make_whole(&[(one, 6, vec![written(own)])]).await.expect_err("fenced").code(),
         "files.not_of_attempt"

@@ -37,7 +37,7 @@ async fn a_task_that_was_offered_stays_known_when_its_workers_have_gone() {
         description: offered.description,
         workers: 2,
     };
-    assert_eq!(tasks, [expected.clone()]);
+    assert_eq!(tasks, std::slice::from_ref(&expected));
 
     house.clock.advance(Duration::from_secs(31));
     let (tasks, _) = list(&house, &user, 0, "").await.expect("a list");
