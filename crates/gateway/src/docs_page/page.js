@@ -52,17 +52,18 @@ function kindOf(schema) {
 }
 
 // The fields of an object, and of what its lists hold, as a tree.
-function fields(schema, depth = 0) {
+function fields(schema, isAnswer, depth = 0) {
   const it = present(schema);
   const inner = [it.type].flat()[0] === "array" ? present(it.items) : it;
   if (!inner.properties || depth > 4) return undefined;
   const list = make("ul", { class: "fields" });
   for (const [name, field] of Object.entries(inner.properties)) {
-    const must = inner.required?.includes(name) && depth >= 0;
+    // Of an answer, every field is there.
+    const must = !isAnswer && inner.required?.includes(name);
     list.append(make("li", {}, make("code", {}, name), " ", make("span", { class: "kind" }, kindOf(field)), " ",
-      must && !inner.isAnswer ? make("span", { class: "must" }, "required") : undefined,
+      must ? make("span", { class: "must" }, "required") : undefined,
       present(field).description ? make("span", { class: "about" }, ...prose(present(field).description)) : undefined,
-      fields(field, depth + 1)));
+      fields(field, isAnswer, depth + 1)));
   }
   return list;
 }
@@ -122,12 +123,12 @@ function inside(path, method, operation) {
     box.append(make("h3", {}, "Parameters"), list);
   }
   if (body) {
-    box.append(make("h3", {}, `Body `, make("code", {}, kind), body.required ? "" : " (may be left out)"), fields(shape) ?? "");
+    box.append(make("h3", {}, `Body `, make("code", {}, kind), body.required ? "" : " (may be left out)"), fields(shape, false) ?? "");
   }
   box.append(make("h3", {}, "Answers"));
   for (const [status, answer] of Object.entries(operation.responses)) {
     const content = Object.entries(answer.content ?? {}).find(([type]) => !type.includes("problem"));
-    const tree = content && fields(content[1].schema);
+    const tree = content && fields(content[1].schema, true);
     const line = [make("span", { class: `status ${status < 400 ? "ok" : "no"}` }, status), make("span", {}, ...prose(answer.description))];
     box.append(tree ? make("details", { class: "answer" }, make("summary", {}, ...line), tree) : make("div", { class: "answer flat" }, ...line));
   }

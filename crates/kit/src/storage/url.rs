@@ -22,16 +22,18 @@ const S3_REGION: &str = "us-east-1";
 pub(super) fn open(text: &str, access_key: Option<&Secret>, secret_key: Option<&Secret>) -> Result<Storage, Fail> {
     let url = Url::parse(text).map_err(|error| fault(format!("The storage URL does not parse: {error}.")))?;
     match url.scheme() {
-        "file" => folder(&url),
+        "file" => folder(text, &url),
         "s3" => s3(&url, access_key, secret_key),
         scheme => Err(fault(format!("The storage URL must begin with `file:` or `s3:`, not with `{scheme}:`."))),
     }
 }
 
-fn folder(url: &Url) -> Result<Storage, Fail> {
-    let folder: PathBuf = url
-        .to_file_path()
-        .map_err(|()| fault("A `file:` storage URL must name an absolute folder on this machine."))?;
+fn folder(text: &str, url: &Url) -> Result<Storage, Fail> {
+    // A URL without its three slashes would name a folder by a relative path, and be taken from the root.
+    let absolute = Some(url).filter(|_| text.starts_with("file:///")).and_then(|url| url.to_file_path().ok());
+    let folder: PathBuf = absolute.ok_or_else(|| {
+        fault("A `file:` storage URL must name an absolute folder of this machine: `file:///srv/guildhall/files`.")
+    })?;
     let cannot = |error: String| fault(format!("The storage folder {} cannot be used: {error}.", folder.display()));
     std::fs::create_dir_all(&folder).map_err(|error| cannot(error.to_string()))?;
     let store = LocalFileSystem::new_with_prefix(&folder)
