@@ -1,17 +1,20 @@
 //! Jobs: submitted, listed, shown, followed to their end, cancelled, retried.
 
-use std::{io::Read as _, path::Path, time::Duration};
+mod follow;
+
+use std::{io::Read as _, path::Path};
 
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+pub(super) use follow::{Told, follow};
+
 use super::{
     Outcome,
-    api::{Api, TRIES_SMALL, patiently},
+    api::Api,
     args::{JobArgs, JobList, JobSubmit, JobVerb},
     error::Error,
-    events::{Event, Events, Heard},
     interrupt::{Interrupts, Watched, watch},
     lists,
     live::Live,
@@ -19,9 +22,6 @@ use super::{
     table::{Cell, Column, Table},
     words,
 };
-
-/// After this long without an event the job itself is asked: why something waits is a field of it, and no event.
-const LOOK_AFTER: Duration = Duration::from_secs(5);
 
 /// A job, as far as the client reads it.
 #[derive(Debug, Clone, Deserialize)]
@@ -271,51 +271,6 @@ async fn ask(api: &Api, id: &str, verb: &str, screen: &Screen) -> Result<Outcome
         Manner::Quiet => {}
     }
     Ok(Outcome::Done)
-}
-
-/// What [`follow`] has to tell on the way.
-pub(super) enum Told<'a> {
-    Event(&'a Event),
-    Job(&'a Job),
-    Broken,
-}
-
-/// Follows a job until `until` holds of it, or to its end. Gives the job as it is then.
-///
-/// # Errors
-/// Those of the requests, after some minutes of trying when the server is out of reach.
-pub(super) async fn follow(
-    api: &Api,
-    id: &str,
-    until: impl Fn(&Job) -> bool,
-    mut told: impl FnMut(Told<'_>),
-) -> Result<Job, Error> {
-    let look = async || patiently(TRIES_SMALL, async || api.get::<Job>(&["jobs", id], &[]).await).await;
-    let mut events = Events::of(api, "jobs", id);
-    loop {
-        let heard = tokio::time::timeout(LOOK_AFTER, events.next()).await;
-        let has_passed = heard.is_err();
-        let is_news = match heard.unwrap_or(Ok(Heard::Broken))? {
-            Heard::End => return look().await,
-            Heard::Broken => {
-                if !has_passed {
-                    told(Told::Broken);
-                }
-                has_passed
-            }
-            Heard::Event(event) => {
-                told(Told::Event(&event));
-                matches!(event.event.as_str(), "state" | "reset")
-            }
-        };
-        if is_news {
-            let job = look().await?;
-            told(Told::Job(&job));
-            if until(&job) || (has_passed && is_final(&job.state)) {
-                return Ok(job);
-            }
-        }
-    }
 }
 
 async fn watched(api: &Api, id: &str, screen: &Screen, interrupts: &mut Interrupts) -> Result<Outcome, Error> {

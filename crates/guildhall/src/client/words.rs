@@ -127,7 +127,10 @@ mod tests {
             "0 B 999 B 1.0 kB 999.9 kB 1.0 MB 3.4 MB"
         );
         assert_eq!([0, 999, 1000, 1_234_567].map(thousands).join(" "), "0 999 1,000 1,234,567");
-        assert_eq!([0.04, 59.4, 65.0, 7380.0].map(seconds).join(", "), "0.0 s, 59.4 s, 1 min 05 s, 2 h 03 min");
+        assert_eq!(
+            [0.04, 59.4, 60.0, 65.0, 7380.0].map(seconds).join(", "),
+            "0.0 s, 59.4 s, 1 min 00 s, 1 min 05 s, 2 h 03 min"
+        );
     }
 
     #[test]
@@ -137,6 +140,7 @@ mod tests {
             "one two\n  three\n  four\n    five\n    six\n\nx"
         );
         assert_eq!(wrap("\u{1b}[31mone\u{1b}[0m two", Some(7)), "\u{1b}[31mone\u{1b}[0m two");
+        assert_eq!(wrap("one two three", Some(6)), "one\n  two\n  three");
         assert_eq!(wrap("anything at all", None), "anything at all");
         assert_eq!(wrap("one  two", Some(20)), "one  two");
     }

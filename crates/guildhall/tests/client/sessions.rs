@@ -82,6 +82,7 @@ fn signing_out_ends_the_session_and_forgets_it() {
     let server = Server::start();
     let person = Person::signed_in(&server);
     assert_eq!(person.run(&["logout"]).code, 0);
+    assert!(!std::fs::read_to_string(person.session_file()).unwrap().contains("refresh-1"));
     let output = person.run(&["job", "list"]);
     assert!(output.code == 1 && output.stderr.contains("guildhall login"), "{output:?}");
     assert_eq!(person.run(&["logout"]).code, 0, "twice is the same as once");
