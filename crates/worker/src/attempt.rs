@@ -67,10 +67,18 @@ impl Bench {
             tracing::warn!(%error, "a scratch folder could not be emptied");
         }
 
+        if let Some(Err(Failure::Failed { cause: Some(cause), .. })) = &verdict.said {
+            tracing::warn!(
+                job.id = attempt.job_id,
+                job.task = assignment.task,
+                error = cause,
+                "an attempt failed on our side"
+            );
+        }
         let end = conclude(verdict, std::mem::take(&mut *written.lock()));
-        let (mut outcome, failure_kind) = described(&end);
+        let (mut outcome, mut failure_kind) = described(&end);
         if !self.ledger.end(&attempt, end) {
-            outcome = "fenced";
+            (outcome, failure_kind) = ("fenced", None);
         }
         let ended = Ended { outcome, failure_kind: failure_kind.as_deref(), took: started.elapsed() };
         self.hooks.each(|hooks| hooks.after_task(&run, &ended));
@@ -146,7 +154,8 @@ fn conclude(verdict: Verdict, files: Vec<WrittenFile>) -> End {
         (_, Some(Ok(Ending::AwaitBatch(batch_id)))) => End::Suspended(Suspended { batch_id }),
         (Some(Why::Drain), _) => End::Interrupted(Interrupted {}),
         (None, Some(Err(failure))) => failed(failure),
-        (None, None) => failed(Failure::internal("an attempt was let go that nobody had asked to end")),
+        // Supervision lets nothing go without an order.
+        (None, None) => failed(Failure::passing(kind::INTERNAL, "The attempt was ended for no known reason.")),
     }
 }
 
@@ -160,7 +169,7 @@ fn succeeded(result: &Value, files: Vec<WrittenFile>) -> End {
 
 fn failed(failure: Failure) -> End {
     let (kind, message, retryable) = match failure {
-        Failure::Failed { kind, message, retryable } => (kind, message, retryable),
+        Failure::Failed { kind, message, retryable, .. } => (kind, message, retryable),
         Failure::Stopped => {
             (kind::INTERNAL.to_owned(), "The task stopped although nobody had asked it to.".to_owned(), true)
         }

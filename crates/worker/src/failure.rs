@@ -1,5 +1,5 @@
 //! How an attempt fails: a kind from the contract (or the task's own), a sentence for the job's owner, and whether trying
-//! again can help. Nothing private belongs in the sentence; causes are logged where they are understood.
+//! again can help. Nothing private belongs in the sentence; what is behind it goes to the worker's log.
 
 use std::{error::Error, fmt, io};
 
@@ -32,6 +32,8 @@ pub enum Failure {
         kind: String,
         message: String,
         retryable: bool,
+        /// What is behind it, for our log alone.
+        cause: Option<String>,
     },
     /// The task was asked to stop, and did.
     Stopped,
@@ -40,12 +42,12 @@ pub enum Failure {
 impl Failure {
     /// A failure that the same input will meet again: it is not retried.
     pub fn permanent(kind: impl Into<String>, message: impl Into<String>) -> Self {
-        Self::Failed { kind: kind.into(), message: clipped(message.into()), retryable: false }
+        Self::Failed { kind: kind.into(), message: clipped(message.into()), retryable: false, cause: None }
     }
 
     /// A failure that may pass: it is retried while the job has attempts left.
     pub fn passing(kind: impl Into<String>, message: impl Into<String>) -> Self {
-        Self::Failed { kind: kind.into(), message: clipped(message.into()), retryable: true }
+        Self::Failed { kind: kind.into(), message: clipped(message.into()), retryable: true, cause: None }
     }
 
     /// The input is at fault.
@@ -53,10 +55,14 @@ impl Failure {
         Self::permanent(kind::INVALID_INPUT, message)
     }
 
-    /// Our fault: the cause is logged here, the owner learns that it happened.
+    /// Our fault: the cause is logged by the worker, the owner learns that it happened.
     pub fn internal(cause: impl fmt::Display) -> Self {
-        tracing::warn!(error = %cause, "an attempt failed on our side");
-        Self::passing(kind::INTERNAL, "Something went wrong on our side.")
+        Self::Failed {
+            kind: kind::INTERNAL.to_owned(),
+            message: "Something went wrong on our side.".to_owned(),
+            retryable: true,
+            cause: Some(cause.to_string()),
+        }
     }
 }
 

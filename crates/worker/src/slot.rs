@@ -85,8 +85,9 @@ impl Slot {
         self.is_busy = false;
         match ended {
             Ok((said, is_last)) => {
-                if is_last {
-                    self.child = None;
+                if is_last && let Some(child) = self.child.take() {
+                    // Its last words, a panic's among them, are logged there.
+                    child.cause_of_death(self.bytes_max).await;
                 }
                 said
             }

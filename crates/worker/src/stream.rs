@@ -11,7 +11,7 @@ use proto::worker::{
 };
 use tokio::{
     sync::{mpsc, watch},
-    time::Instant,
+    time::{Instant, MissedTickBehavior},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -125,6 +125,7 @@ impl Stream {
             told_at: hello_at,
         };
         let mut heartbeat = tokio::time::interval_at(Instant::now() + heartbeat_every, heartbeat_every);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (draining, give_up, lease) = (self.draining.clone(), self.give_up.clone(), self.lease.clone());
         let ledger = self.bench.ledger.clone();
         while !self.is_finished() {
