@@ -59,7 +59,14 @@ impl Terminal {
 
     fn end(mut self) -> (i32, String) {
         while self.read() {}
-        (self.child.wait().unwrap().code().unwrap_or(-1), self.seen)
+        (self.child.wait().unwrap().code().unwrap_or(-1), std::mem::take(&mut self.seen))
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        // A test that failed on the way leaves nothing running; one that came to its end has nothing left to stop.
+        let _ended = self.child.kill().and_then(|()| self.child.wait());
     }
 }
 
