@@ -23,8 +23,9 @@ pub(super) struct Banner<'a> {
 impl Banner<'_> {
     pub(super) fn print(&self) {
         let (good, strong, dim) = (say::good(), say::strong(), say::dim());
-        let row = |name: &str, value: &str, note: &str| {
-            say::line(format_args!("  {dim}{name:<9}{dim:#} {value}  {dim}{note}{dim:#}").to_string().trim_end());
+        let row = |name: &str, value: &str, note: &str| match note {
+            "" => say::line(format_args!("  {dim}{name:<9}{dim:#} {value}")),
+            note => say::line(format_args!("  {dim}{name:<9}{dim:#} {value}  {dim}{note}{dim:#}")),
         };
         let database = if self.is_private_database { "with a private Postgres" } else { "the database is elsewhere" };
         say::line("");

@@ -12,6 +12,7 @@ use kit::{Fail, Secret};
 use serde::Serialize;
 
 const LOCK: &str = "guildhall.lock";
+const KEYS: &str = "keys";
 const READY: &str = "ready.json";
 
 /// A data directory that is ours until the value is dropped.
@@ -54,6 +55,16 @@ impl DataDir {
         &self.path
     }
 
+    /// A folder in it for our user's eyes only, made where it is missing.
+    ///
+    /// # Errors
+    /// `up.data_dir`.
+    pub(crate) fn folder(&self, name: &str) -> Result<PathBuf, Fail> {
+        let folder = self.path.join(name);
+        make_dir(&folder, 0o700)?;
+        Ok(folder)
+    }
+
     /// Tells others that this process can be used, and where.
     ///
     /// # Errors
@@ -93,15 +104,13 @@ impl DataDir {
     /// # Errors
     /// `up.data_dir`.
     pub(crate) fn keep_secret(&self, name: &str, secret: &Secret) -> Result<(), Fail> {
+        self.folder(KEYS)?;
         let path = self.secret_path(name);
-        if let Some(folder) = path.parent() {
-            make_dir(folder, 0o700)?;
-        }
         self.write(&path, format!("{}\n", secret.expose()).as_bytes(), 0o600)
     }
 
     pub(crate) fn secret_path(&self, name: &str) -> PathBuf {
-        self.path.join("keys").join(name)
+        self.path.join(KEYS).join(name)
     }
 
     /// Whole or not at all: written beside its place, forced to the disk, and renamed.

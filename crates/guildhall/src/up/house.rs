@@ -92,7 +92,7 @@ impl House {
                 jobs: jobs_peer.clone(),
                 credential: Credential::new(auth_peer.clone(), worker_key),
                 storage: storage.clone(),
-                scratch_dir: data_dir.path().join("scratch"),
+                scratch_dir: data_dir.folder("scratch")?,
                 slot_command: slot_command(),
                 clock: clock.clone(),
                 hooks: vec![Arc::new(worker::Metrics)],
@@ -178,7 +178,7 @@ fn open_storage(settings: &Settings, data_dir: &DataDir) -> Result<Storage, Fail
     let url = match &settings.process.storage_url {
         Some(url) => url.clone(),
         None => {
-            let folder = data_dir.path().join("files");
+            let folder = data_dir.folder("files")?;
             url::Url::from_directory_path(&folder)
                 .map_err(|()| Fail::internal(format!("{} is not absolute", folder.display())))?
                 .to_string()

@@ -7,6 +7,9 @@ use kit::{Fail, Secret};
 
 use crate::{client, say};
 
+/// Where the client looks when it is told nothing.
+const CLIENT_URL: &str = "http://127.0.0.1:8080";
+
 /// Makes the models and says where they are. A sample that fails is told and ends nothing.
 pub(super) async fn show(http: &str, email: &str, password: &Secret, data_dir: &Path) {
     let folder = data_dir.join("sample");
@@ -15,8 +18,10 @@ pub(super) async fn show(http: &str, email: &str, password: &Secret, data_dir: &
         Ok(summary) => {
             summary.print();
             say::line(format_args!("\nLook at {}, then try your own:\n", folder.join("contact-sheet.png").display()));
-            say::line(format_args!("  guildhall login --email {email} --url {http}"));
-            say::line(format_args!("  guildhall batch submit pictures/* --watch --out models/ --url {http}\n"));
+            for command in next_steps(http, email) {
+                say::line(format_args!("  {command}"));
+            }
+            say::line("");
         }
         Err(reason) => say::error(format_args!("the sample did not get to its end: {reason} Guildhall stays open.")),
     }
@@ -29,4 +34,19 @@ async fn make(http: &str, email: &str, password: &Secret, folder: &Path) -> Resu
     let mut summary = client::batch::make_models(&api, pictures).await.map_err(|error| error.to_string())?;
     summary.save(&api, folder).await.map_err(|error| error.to_string())?;
     Ok(summary)
+}
+
+/// What to type in another terminal.
+fn next_steps(http: &str, email: &str) -> Vec<String> {
+    let mut commands = Vec::new();
+    // A binary that was just built is seldom on the path.
+    if let Ok(program) = std::env::current_exe() {
+        commands.push(format!("alias guildhall={}", program.display()));
+    }
+    if http != CLIENT_URL {
+        commands.push(format!("export GUILDHALL_URL={http}"));
+    }
+    commands.push(format!("guildhall login --email {email}"));
+    commands.push("guildhall batch submit pictures/* --watch --out models/".to_owned());
+    commands
 }

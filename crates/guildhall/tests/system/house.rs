@@ -113,6 +113,7 @@ impl House {
             .env("GUILDHALL_HTTP_LISTEN", "127.0.0.1:0")
             .env("GUILDHALL_OPS_LISTEN", "127.0.0.1:0")
             .env("GUILDHALL_WORKER_SLOTS", SLOTS.to_string())
+            .env("GUILDHALL_LOG_FILTER", "info,gateway=warn")
             // Strong enough to be real, light enough for a test that signs many people in.
             .env("GUILDHALL_PASSWORD_MEMORY_KIB", "8192")
             .stdin(Stdio::null())

@@ -38,7 +38,6 @@ impl Answer {
 /// One event of a live stream.
 #[derive(Debug, Clone)]
 pub(crate) struct Event {
-    pub(crate) id: String,
     pub(crate) event: String,
     pub(crate) data: Value,
 }
@@ -166,7 +165,7 @@ impl Person {
             let event = event.expect("the stream stays whole until it ends");
             let is_end = event.event == "end";
             let data = serde_json::from_str(&event.data).expect("events carry JSON");
-            events.push(Event { id: event.id, event: event.event, data });
+            events.push(Event { event: event.event, data });
             if is_end {
                 return events;
             }
