@@ -6,8 +6,8 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use kit::Fail;
 use proto::worker::{
-    AttemptFile, AttemptRef, Child, CreateAttemptFileRequest, FanOutRequest, FanOutResponse, GetAttemptFileRequest,
-    ListChildrenRequest, ListChildrenResponse, attempts_server,
+    AttemptFile, AttemptRef, Child, CreateAttemptFileRequest, FanOutJob, FanOutRequest, FanOutResponse,
+    GetAttemptFileRequest, ListChildrenRequest, ListChildrenResponse, attempts_server,
 };
 use sqlx::PgConnection;
 use tonic::{Request, Response, Status};
@@ -120,6 +120,11 @@ async fn fan_out(core: &Core, asked: FanOutRequest) -> Result<FanOutResponse, Fa
     if asked.jobs.len() > CHILDREN_MAX as usize {
         return Err(Fail::invalid("jobs.too_many", format!("One call fans out at most {CHILDREN_MAX} jobs.")));
     }
+    // Before the transaction: a look at the catalogue may need a connection of its own.
+    let mut queues = Vec::with_capacity(asked.jobs.len());
+    for job in &asked.jobs {
+        queues.push(queue_of(core, job).await?);
+    }
     let now = core.clock.now();
     let mut transaction = core.pool.begin().await?;
     let (held, _) = hold(&mut transaction, asked.attempt.as_ref()).await?;
@@ -144,9 +149,9 @@ async fn fan_out(core: &Core, asked: FanOutRequest) -> Result<FanOutResponse, Fa
     .fetch_all(&mut *transaction)
     .await?;
     let mut jobs = Vec::with_capacity(asked.jobs.len());
-    for (job, ordinal) in asked.jobs.into_iter().zip(ordinals) {
+    for ((job, ordinal), queue) in asked.jobs.into_iter().zip(ordinals).zip(queues) {
         if !there.contains(&ordinal) {
-            jobs.push(child(core, &held, batch, ordinal, job).await?);
+            jobs.push(child(core, &held, batch, ordinal, job, queue));
         }
     }
     let mut telling = Telling::default();
@@ -175,24 +180,23 @@ async fn create_child_batch(
     Ok(id)
 }
 
-/// A child as the task asks for it, held to its schema; what a task may start is not bound to its owner's roles.
-async fn child(
-    core: &Core,
-    held: &Held,
-    batch: Uuid,
-    ordinal: i32,
-    job: proto::worker::FanOutJob,
-) -> Result<NewJob, Fail> {
+/// The queue of a child as the task asks for it, which is held to its schema; what a task may start is not bound to its
+/// owner's roles.
+async fn queue_of(core: &Core, job: &FanOutJob) -> Result<String, Fail> {
     let args = serde_json::from_str(&job.args_json)
         .map_err(|_| Fail::invalid("jobs.invalid", "A child's arguments are not JSON."))?;
-    let task = core.catalogue.check(&core.pool, &job.task, &args, &format!("/jobs/{ordinal}")).await?.map_err(
+    let task = core.catalogue.check(&core.pool, &job.task, &args, &format!("/jobs/{}", job.ordinal)).await?.map_err(
         |violations| Fail::invalid("jobs.invalid", "A child cannot be taken as it is.").with_violations(violations),
     )?;
-    Ok(NewJob {
+    Ok(task.queue)
+}
+
+fn child(core: &Core, held: &Held, batch: Uuid, ordinal: i32, job: FanOutJob, queue: String) -> NewJob {
+    NewJob {
         id: core.clock.new_id(),
         owner_id: held.owner_id,
         task: job.task,
-        queue: task.queue,
+        queue,
         priority: u8::try_from(held.priority).unwrap_or(50),
         run_at: None,
         max_attempts: 3,
@@ -203,7 +207,7 @@ async fn child(
         place: Place::Child { batch, ordinal },
         request_id: held.request_id.clone(),
         traceparent: held.traceparent.clone(),
-    })
+    }
 }
 
 async fn list_children(core: &Core, asked: &ListChildrenRequest) -> Result<ListChildrenResponse, Fail> {

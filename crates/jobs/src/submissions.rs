@@ -22,8 +22,9 @@ use crate::{
 
 /// Jobs that one call may bring.
 pub(crate) const JOBS_MAX: usize = 1_000;
-/// Bytes of one job's arguments: payloads stay small, bytes go into files.
-const ARGS_BYTES_MAX: usize = 256 * 1024;
+/// Bytes of one job's arguments. Payloads stay small and bytes go into files; the largest that has to fit is a
+/// `process_batch` that names its 10,000 files.
+const ARGS_BYTES_MAX: usize = 512 * 1024;
 const TAGS_MAX: usize = 20;
 const TAG_BYTES_MAX: usize = 100;
 const MAX_ATTEMPTS_DEFAULT: u32 = 3;
