@@ -19,17 +19,21 @@ async fn next(feed: &mut Streaming<Revocation>) -> What {
     soon(feed.message()).await.expect("the feed stands").expect("the feed goes on").what.expect("something is told")
 }
 
-/// The next session that is told of.
+/// The next session that is told of. Word that there is no more to tell comes all the while, so that the wait as a whole
+/// is what must not last.
 async fn next_ended(feed: &mut Streaming<Revocation>) -> String {
-    loop {
-        if let What::SessionId(id) = next(feed).await {
-            return id;
+    let ended = async {
+        loop {
+            if let What::SessionId(id) = next(feed).await {
+                return id;
+            }
         }
-    }
+    };
+    soon(ended).await
 }
 
 async fn caught_up(feed: &mut Streaming<Revocation>) {
-    while next(feed).await != What::CaughtUp(true) {}
+    soon(async { while next(feed).await != What::CaughtUp(true) {} }).await;
 }
 
 async fn logout(service: &Service, who: &TokenPair) -> String {
@@ -59,7 +63,7 @@ async fn a_watcher_hears_what_is_known_then_that_this_was_all_then_each_end() {
     assert_eq!(next(&mut feed).await, What::CaughtUp(true));
     for tokens in &sessions[1..] {
         let ended = logout(&service, tokens).await;
-        while next_ended(&mut feed).await != ended {}
+        soon(async { while next_ended(&mut feed).await != ended {} }).await;
     }
     caught_up(&mut feed).await;
 }
@@ -143,12 +147,15 @@ async fn a_watcher_is_sent_away_while_the_database_cannot_be_read() {
     caught_up(&mut feed).await;
     let mut transaction = service.pool().begin().await.expect("a transaction");
     sqlx::query("lock table auth.session in access exclusive mode").execute(&mut *transaction).await.expect("locked");
-    let end = loop {
-        match soon(feed.message()).await {
-            Ok(told) => assert!(told.is_some(), "the feed ended as if there were no more to hear"),
-            Err(status) => break Fail::from(status),
+    let end = async {
+        loop {
+            match feed.message().await {
+                Ok(told) => assert!(told.is_some(), "the feed ended as if there were no more to hear"),
+                Err(status) => return Fail::from(status),
+            }
         }
     };
+    let end = soon(end).await;
     assert_eq!((end.kind(), end.code()), (Kind::Unavailable, "auth.revocations_lost"));
 
     transaction.rollback().await.expect("unlocked");
@@ -162,7 +169,7 @@ async fn a_watchers_stream_ends_with_the_service() {
     let mut feed = watch(&service).await;
     caught_up(&mut feed).await;
     drop(service);
-    while soon(feed.message()).await.is_ok_and(|told| told.is_some()) {}
+    soon(async { while feed.message().await.is_ok_and(|told| told.is_some()) {} }).await;
 }
 
 #[tokio::test]
