@@ -1,6 +1,6 @@
 //! What every route has at hand: the roles behind, who may come in, and where bytes lie.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use http::{HeaderMap, header};
 use kit::{
@@ -111,6 +111,11 @@ impl Door {
         queues: QueuesClient over jobs,
         workers: WorkersClient over jobs,
         files: FilesClient over jobs,
+    }
+
+    /// Longest time that a body may stay away.
+    pub(crate) fn stall(&self) -> Duration {
+        Duration::from_secs(u64::from(self.settings.stall_s))
     }
 
     /// Lets a request in, or says why not: the token is verified, the permission is looked up, and the session must not

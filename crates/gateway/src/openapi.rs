@@ -207,6 +207,7 @@ fn codes(declared: &Declared, signature: &Signature) -> BTreeMap<u16, Vec<&'stat
             (400, "request.malformed_json"),
             (400, "request.unknown_field"),
             (400, "request.incomplete"),
+            (408, "request.stalled"),
             (413, "request.too_large"),
             (415, "request.unsupported_media_type"),
             (422, "request.invalid"),

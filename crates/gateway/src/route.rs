@@ -39,6 +39,7 @@
 mod answer;
 mod ask;
 mod run;
+pub(crate) use ask::stalled;
 pub(crate) use run::with_streamed_body;
 mod shape;
 
@@ -53,7 +54,7 @@ use schemars::{SchemaGenerator, generate::SchemaSettings};
 
 pub use answer::{Answer, Content, Described, Events, NoContent, Page, Reply};
 pub use ask::{
-    Ask, BodyInput, Id, Json, JsonOrNothing, Named, Nothing, Origin, Parameter, PathInput, Query, QueryInput,
+    Ask, BodyInput, Bounds, Id, Json, JsonOrNothing, Named, Nothing, Origin, Parameter, PathInput, Query, QueryInput,
     UploadBody,
 };
 pub use shape::Shape;

@@ -22,7 +22,8 @@ kit::settings! {
         pub uploads_max: u32 = "32",
         /// Seconds a client has to send the head of a request. Short, because a connection is held meanwhile.
         pub header_read_s: u32 = "15",
-        /// Seconds without a byte, in either direction, after which an upload, a download or a reader is given up.
+        /// Seconds without a byte, in either direction, after which a request's body, or the reader of an answer, is given
+        /// up. Long enough for a link that falters, short because a place among the requests is held meanwhile.
         pub stall_s: u32 = "30",
     }
 }

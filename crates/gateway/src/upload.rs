@@ -15,7 +15,7 @@ use std::{
 use axum::body::{Body, BodyDataStream};
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, stream};
-use kit::{Fail, Kind, grpc::Call, storage::Writer};
+use kit::{Fail, grpc::Call, storage::Writer};
 use multer::{Field, Multipart};
 use proto::jobs::{
     AbandonFilesRequest, CompleteFilesRequest, CompleteFilesResponse, CompletedFile, ReserveFilesRequest,
@@ -28,7 +28,7 @@ use uuid::Uuid;
 use crate::{
     content_type,
     door::Door,
-    route::{Fails, UploadBody, with_streamed_body},
+    route::{Fails, UploadBody, stalled, with_streamed_body},
 };
 
 pub(crate) const FAILS: Fails = Fails(&[
@@ -74,7 +74,7 @@ pub(crate) async fn receive(door: Arc<Door>, call: Call, body: UploadBody) -> Re
         ahead_bytes: Arc::default(),
         _permit: permit,
     };
-    let stall = Duration::from_secs(u64::from(upload.door.settings.stall_s));
+    let stall = upload.door.stall();
     let mut parts = Multipart::new(arriving(body.body, stall, upload.ahead_bytes.clone()), body.boundary);
     while let Some(part) = parts.next_field().await.map_err(broken)? {
         upload.take(part).await?;
@@ -231,7 +231,7 @@ fn arriving(
             Ok(Some(Err(error))) => {
                 Err(Fail::malformed("files.malformed_multipart", "The upload did not arrive whole.").caused_by(error))
             }
-            Err(_) => Err(Fail::new(Kind::Timeout, "request.stalled", "Nothing arrived for too long.")),
+            Err(_) => Err(stalled()),
         }
     })
 }

@@ -44,7 +44,8 @@ function kindOf(schema) {
   const types = [it.type ?? "object"].flat().filter((type) => type !== "null");
   if (types[0] === "array") return `list of ${kindOf(it.items ?? {})}`;
   const bounds = [
-    it.minimum !== undefined || it.exclusiveMinimum !== undefined ? `from ${it.minimum ?? `above ${it.exclusiveMinimum}`}` : "",
+    it.minimum !== undefined ? `from ${it.minimum}` : "",
+    it.exclusiveMinimum !== undefined ? `above ${it.exclusiveMinimum}` : "",
     it.maximum !== undefined ? `to ${it.maximum}` : "",
     it.minLength !== undefined || it.maxLength !== undefined ? `${it.minLength ?? 0} to ${it.maxLength ?? "any number of"} characters` : "",
   ].filter(Boolean).join(" ");

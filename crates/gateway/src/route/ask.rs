@@ -1,12 +1,12 @@
 //! What a handler is asked: the verified call, and the path, query and body as types.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use axum::body::Body;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt as _;
 use http::{HeaderMap, header};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use kit::{Fail, grpc::Call};
+use kit::{Fail, Kind, grpc::Call};
 use schemars::{JsonSchema, SchemaGenerator};
 use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
@@ -84,8 +84,16 @@ pub trait BodyInput: Sized + Send + 'static {
         reader: &Self::Reader,
         headers: &HeaderMap,
         body: Body,
-        bytes_max: usize,
+        bounds: Bounds,
     ) -> impl Future<Output = Result<(Self, [u8; 32]), Fail>> + Send;
+}
+
+/// How much may arrive, and how long it may stay away.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    pub bytes_max: usize,
+    /// Longest time without a byte.
+    pub stall: Duration,
 }
 
 /// No parameters, or no body.
@@ -121,7 +129,7 @@ impl BodyInput for Nothing {
     fn describe(_: &mut SchemaGenerator) -> Option<(&'static str, serde_json::Value, bool)> {
         None
     }
-    async fn read((): &(), _: &HeaderMap, _: Body, _: usize) -> Result<(Self, [u8; 32]), Fail> {
+    async fn read((): &(), _: &HeaderMap, _: Body, _: Bounds) -> Result<(Self, [u8; 32]), Fail> {
         Ok((Self, Sha256::digest([]).into()))
     }
 }
@@ -193,9 +201,9 @@ impl<T: DeserializeOwned + JsonSchema + Send + 'static> BodyInput for Json<T> {
     fn describe(generator: &mut SchemaGenerator) -> Option<(&'static str, serde_json::Value, bool)> {
         Some(("application/json", generator.subschema_for::<T>().to_value(), true))
     }
-    async fn read(shape: &Shape, headers: &HeaderMap, body: Body, max: usize) -> Result<(Self, [u8; 32]), Fail> {
+    async fn read(shape: &Shape, headers: &HeaderMap, body: Body, bounds: Bounds) -> Result<(Self, [u8; 32]), Fail> {
         require_json(headers)?;
-        let bytes = whole(headers, body, max).await?;
+        let bytes = whole(headers, body, bounds).await?;
         Ok((Self(shape.read_json(&bytes)?), Sha256::digest(&bytes).into()))
     }
 }
@@ -212,8 +220,8 @@ impl<T: DeserializeOwned + JsonSchema + Default + Send + 'static> BodyInput for 
     fn describe(generator: &mut SchemaGenerator) -> Option<(&'static str, serde_json::Value, bool)> {
         Some(("application/json", generator.subschema_for::<T>().to_value(), false))
     }
-    async fn read(shape: &Shape, headers: &HeaderMap, body: Body, max: usize) -> Result<(Self, [u8; 32]), Fail> {
-        let bytes = whole(headers, body, max).await?;
+    async fn read(shape: &Shape, headers: &HeaderMap, body: Body, bounds: Bounds) -> Result<(Self, [u8; 32]), Fail> {
+        let bytes = whole(headers, body, bounds).await?;
         let digest = Sha256::digest(&bytes).into();
         if bytes.is_empty() {
             return Ok((Self(T::default()), digest));
@@ -244,25 +252,39 @@ impl BodyInput for UploadBody {
         });
         Some(("multipart/form-data", schema, true))
     }
-    async fn read((): &(), headers: &HeaderMap, body: Body, _: usize) -> Result<(Self, [u8; 32]), Fail> {
+    async fn read((): &(), headers: &HeaderMap, body: Body, _: Bounds) -> Result<(Self, [u8; 32]), Fail> {
         let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let boundary = multer::parse_boundary(kind).map_err(|_| unsupported("multipart/form-data"))?;
         Ok((Self { boundary, body }, Sha256::digest([]).into()))
     }
 }
 
-async fn whole(headers: &HeaderMap, body: Body, bytes_max: usize) -> Result<Bytes, Fail> {
+async fn whole(headers: &HeaderMap, body: Body, bounds: Bounds) -> Result<Bytes, Fail> {
+    let Bounds { bytes_max, stall } = bounds;
     let too_large =
         || Fail::too_large("request.too_large", format!("The body may have at most {bytes_max} bytes here."));
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|bytes| bytes > bytes_max as u64) {
         return Err(too_large());
     }
-    match Limited::new(body, bytes_max).collect().await {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
-        Err(error) => Err(Fail::malformed("request.incomplete", "The body did not arrive whole.").caused_by(error)),
+    let mut body = body.into_data_stream();
+    let mut whole = BytesMut::new();
+    loop {
+        match tokio::time::timeout(stall, body.next()).await {
+            Ok(None) => return Ok(whole.freeze()),
+            Ok(Some(Ok(chunk))) if whole.len() + chunk.len() > bytes_max => return Err(too_large()),
+            Ok(Some(Ok(chunk))) => whole.extend_from_slice(&chunk),
+            Ok(Some(Err(error))) => {
+                return Err(Fail::malformed("request.incomplete", "The body did not arrive whole.").caused_by(error));
+            }
+            Err(_) => return Err(stalled()),
+        }
     }
+}
+
+/// What a body is refused with that stopped arriving.
+pub(crate) fn stalled() -> Fail {
+    Fail::new(Kind::Timeout, "request.stalled", "Nothing arrived for too long.")
 }
 
 fn require_json(headers: &HeaderMap) -> Result<(), Fail> {

@@ -12,7 +12,7 @@ use kit::{
 };
 use sha2::{Digest as _, Sha256};
 
-use super::{Answer, Ask, BodyInput, Declared, Handle, Idempotency, Origin, PathInput, QueryInput};
+use super::{Answer, Ask, BodyInput, Bounds, Declared, Handle, Idempotency, Origin, PathInput, QueryInput};
 use crate::{door::Door, edge::RequestContext, problem::Refusal};
 
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
@@ -61,7 +61,8 @@ async fn ask<P: PathInput, Q: QueryInput, B: BodyInput>(
     let path = P::read(params.iter()).ok_or_else(nothing_here)?;
     let query = Q::read(query, head.uri.query().unwrap_or_default())?;
     let key = idempotency_key(declared, &head.headers)?;
-    let (body, digest) = B::read(body, &head.headers, bytes, declared.limits.body_bytes_max).await?;
+    let bounds = Bounds { bytes_max: declared.limits.body_bytes_max, stall: door.stall() };
+    let (body, digest) = B::read(body, &head.headers, bytes, bounds).await?;
 
     let call = call.with_idempotency(
         key.map(|key| IdempotencyKey { key, digest: request_digest(&head.method, head.uri.path(), &digest) }),

@@ -36,6 +36,40 @@ async fn a_client_that_takes_too_long_over_its_head_is_cut_off() {
 }
 
 #[tokio::test]
+async fn a_body_that_stops_arriving_is_given_up() {
+    let house = House::with(Settings { stall_s: 1, ..Settings::default() }).await;
+    let mut socket = TcpStream::connect(house.socket()).await.unwrap();
+    let head =
+        "POST /api/v1/auth/login HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{";
+    socket.write_all(head.as_bytes()).await.unwrap();
+    let heard = heard(&mut socket).await;
+    assert!(heard.starts_with("HTTP/1.1 408") && heard.contains("request.stalled"), "{heard}");
+}
+
+#[tokio::test]
+async fn a_reader_that_stops_reading_is_given_up() {
+    let house = House::with(Settings { stall_s: 1, http_requests_max: 1, ..Settings::default() }).await;
+    let ada = house.customer();
+    // Larger than what two sockets hold between them.
+    let form =
+        reqwest::multipart::Form::new().part("file", reqwest::multipart::Part::bytes(vec![7; 48 << 20]).file_name("a"));
+    let answer = house.post("/api/v1/files").bearer_auth(&ada.token).multipart(form).send().await.unwrap();
+    let id = answer.json::<Value>().await.unwrap()["items"][0]["id"].as_str().unwrap().to_owned();
+    let mut socket = TcpStream::connect(house.socket()).await.unwrap();
+    let head =
+        format!("GET /api/v1/files/{id}/content HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\n\r\n", ada.token);
+    socket.write_all(head.as_bytes()).await.unwrap();
+    let mut first = [0; 12];
+    socket.read_exact(&mut first).await.unwrap();
+    assert_eq!(&first, b"HTTP/1.1 200");
+    // Its place among the requests is given back, though the socket is still open.
+    let until = tokio::time::Instant::now() + PATIENCE;
+    while house.get("/livez").send().await.unwrap().status() != 200 {
+        assert!(tokio::time::Instant::now() < until, "a reader that does not read keeps its place");
+    }
+}
+
+#[tokio::test]
 async fn a_path_or_method_that_does_not_exist_is_a_problem_like_any_other() {
     let house = House::open().await;
     problem(house.get("/api/v1/nothing").send().await.unwrap(), 404, "not_found").await;

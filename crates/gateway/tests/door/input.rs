@@ -219,9 +219,10 @@ async fn an_idempotency_key_travels_with_the_digest_of_its_request() {
     assert_eq!(digest(), first, "the same request has the same digest");
     send("/api/v1/jobs", "a-key", &json!({"task": "demo_echo", "args": {"value": 1}})).await.unwrap();
     assert_ne!(digest().digest, first.digest, "another body has another digest");
-    send("/api/v1/batches", "a-key", &json!({"jobs": []})).await.unwrap();
+    let jobs = json!({"jobs": [{"task": "demo_echo", "args": {}}]});
+    send("/api/v1/batches", "a-key", &jobs).await.unwrap();
     let batch = digest();
-    send("/api/v1/jobs/bulk", "a-key", &json!({"jobs": [{"task": "demo_echo", "args": {}}]})).await.unwrap();
+    send("/api/v1/jobs/bulk", "a-key", &jobs).await.unwrap();
     assert_ne!(digest().digest, batch.digest, "another route has another digest");
 
     *house.jobs.replays.lock() = true;
