@@ -20,7 +20,7 @@ const QUICK: [(&str, &str); 2] = [("lease_s", "4"), ("heartbeat_s", "1")];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_is_killed_in_the_middle_of_a_batch_it_ends_once_and_leaves_nothing_behind() {
-    let (pictures, rounds) = if is_long() { (60, 6) } else { (12, 2) };
+    let (pictures, rounds) = if is_long() { (60, 9) } else { (12, 3) };
     let mut house = House::open_with(&QUICK).await;
     let mut person = house.newcomer("ada").await;
     let (job_id, _) = main_job::submit(&person, pictures::draw(pictures)).await;
@@ -185,11 +185,12 @@ async fn assert_every_object_has_a_row(house: &House, person: &Person) {
     }
     let mut database = sqlx::PgConnection::connect(&house.database_url()).await.expect("the database answers");
     until("leftovers to be swept", BATCH_WITHIN, async || {
-        let rows = sqlx::query("select storage_key from jobs.file").fetch_all(&mut database).await.expect("rows");
-        let keys: Vec<String> = rows.iter().map(|row| row.get("storage_key")).collect();
+        let rows = sqlx::query("select id from jobs.file").fetch_all(&mut database).await.expect("rows");
+        let ids: Vec<String> = rows.iter().map(|row| row.get::<sqlx::types::Uuid, _>("id").to_string()).collect();
         let mut objects = Vec::new();
         walk(&house.data_dir().join("files"), &mut objects);
-        let is_known = |object: &String| keys.iter().any(|key| object.ends_with(key.as_str()));
+        // An object is named by the id of its file.
+        let is_known = |object: &String| ids.iter().any(|id| object.contains(id.as_str()));
         objects.iter().all(is_known).then_some(())
     })
     .await;

@@ -80,8 +80,13 @@ impl House {
 
     /// Starts the binary in the house's directory and waits until it is ready.
     pub(crate) async fn reopen(&mut self) {
+        self.open_by(&["up", "--no-sample"]).await;
+    }
+
+    /// As [`reopen`](Self::reopen), by a command line that is the test's.
+    pub(crate) async fn open_by(&mut self, arguments: &[&str]) {
         assert!(self.running.is_none(), "the house is open");
-        let mut child = self.command(&["up", "--no-sample"]).stdout(Stdio::piped()).spawn().expect("the binary starts");
+        let mut child = self.command(arguments).stdout(Stdio::piped()).spawn().expect("the binary starts");
         let said = Arc::new(Mutex::new(String::new()));
         let stdout = child.stdout.take().expect("the pipe was asked for");
         let opened = listen(stdout, said.clone());

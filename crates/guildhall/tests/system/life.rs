@@ -1,15 +1,24 @@
 //! Starting, stopping, and being asked wrongly.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, process::Stdio, time::Instant};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    process::Stdio,
+    time::{Duration, Instant},
+};
 
 use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::{
+    glb::Mesh,
     house::House,
     person::Person,
     wait::{SOON, until},
 };
+
+/// For a dozen small pictures on a slow machine.
+const SAMPLE_WITHIN: Duration = Duration::from_secs(300);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_open_house_says_where_it_is_and_a_closed_one_says_nothing() {
@@ -55,6 +64,28 @@ async fn a_restart_finds_everything_again_and_says_how_long_it_took() {
     assert_eq!(person.download(&file_id).await, b"hello");
     assert_eq!(person.job(&job_id).await["state"], "succeeded");
     house.administrator().await.get("/api/v1/workers").await.expect(200);
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_start_makes_models_of_the_sample_and_says_where_they_are_and_a_second_does_not() {
+    let mut house = House::closed(&[]);
+    house.open_by(&["up"]).await;
+    until("the sample", SAMPLE_WITHIN, async || house.said().contains("batch submit pictures/*").then_some(())).await;
+    let sample = house.data_dir().join("sample");
+    let said = house.said();
+    assert!(said.contains(&sample.join("contact-sheet.png").display().to_string()), "{said}");
+    let names = fs::read_dir(&sample).expect("the sample").map(|entry| entry.expect("an entry").path());
+    let models: Vec<_> = names.filter(|path| path.extension().is_some_and(|ending| ending == "glb")).collect();
+    assert_eq!(models.len(), tasks::samples::draw().count());
+    for model in models {
+        Mesh::read(&fs::read(model).expect("a model")).assert_watertight();
+    }
+    house.signal(Signal::SIGTERM);
+    assert_eq!(house.ended().await.code(), Some(0), "{}", house.log());
+    house.open_by(&["up"]).await;
+    let administrator = house.administrator().await;
+    assert_eq!(administrator.list("/api/v1/batches").await.len(), 1, "the sample was made once more");
     house.close().await;
 }
 
