@@ -26,6 +26,9 @@ pub(crate) use proxies::Proxies;
 
 use crate::{door::Door, problem, route::Route};
 
+/// Asked every few seconds by whatever watches the process: not worth a log line, and answered however busy the door is,
+/// since a process that is restarted for being busy makes the others busier.
+const PROBES: [&str; 2] = ["/livez", "/readyz"];
 const PREFLIGHT_LIVES: Duration = Duration::from_secs(60 * 60);
 
 /// What a browser may do with an answer, unless the answer says so itself: an API's answers are kept nowhere, shown

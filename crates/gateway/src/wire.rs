@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use chrono::{DateTime, Utc};
-use kit::Fail;
+use kit::{Fail, clock::from_timestamp};
 use prost_types::Timestamp;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
@@ -18,12 +18,7 @@ pub(crate) fn time(at: Option<Timestamp>) -> Result<Time, Fail> {
 }
 
 pub(crate) fn maybe_time(at: Option<Timestamp>) -> Option<Time> {
-    let at = at?;
-    DateTime::from_timestamp(at.seconds, u32::try_from(at.nanos).ok()?)
-}
-
-pub(crate) fn timestamp(at: Time) -> Timestamp {
-    Timestamp { seconds: at.timestamp(), nanos: i32::try_from(at.timestamp_subsec_nanos()).unwrap_or(0) }
+    from_timestamp(&at?)
 }
 
 /// What protobuf cannot leave out, it leaves empty.

@@ -1,6 +1,8 @@
 //! What every storage must do, done to each: a folder always, S3 when `GUILDHALL_TEST_S3_URL` names one
 //! (`s3://bucket/prefix?endpoint=...`, with `GUILDHALL_TEST_S3_ACCESS_KEY` and `GUILDHALL_TEST_S3_SECRET_KEY`).
 
+#![expect(clippy::unwrap_used, reason = "a test whose storage cannot be opened can only fail")]
+
 use bytes::Bytes;
 use chrono::{DateTime, Duration, Utc};
 use futures::TryStreamExt as _;

@@ -9,7 +9,7 @@ use std::{
 
 use axum::{
     body::{Body, HttpBody},
-    extract::{Request, State},
+    extract::{MatchedPath, Request, State},
     middleware::Next,
     response::{IntoResponse as _, Response},
 };
@@ -18,6 +18,7 @@ use http_body::{Frame, SizeHint};
 use kit::Fail;
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::PROBES;
 use crate::{door::Door, problem::Refusal};
 
 /// Left on the response of a live stream, which has a bound of its own.
@@ -25,6 +26,9 @@ use crate::{door::Door, problem::Refusal};
 pub(crate) struct LongLived;
 
 pub(super) async fn bound(State(door): State<Arc<Door>>, request: Request, next: Next) -> Response {
+    if request.extensions().get::<MatchedPath>().is_some_and(|path| PROBES.contains(&path.as_str())) {
+        return next.run(request).await;
+    }
     let Ok(permit) = door.requests.clone().try_acquire_owned() else {
         return Refusal(Fail::unavailable("busy", "Too many requests are at work: try again shortly.")).into_response();
     };

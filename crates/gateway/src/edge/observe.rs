@@ -7,7 +7,7 @@ use axum::{
 };
 use tokio::time::Instant;
 
-use super::RequestContext;
+use super::{PROBES, RequestContext};
 use crate::problem::ProblemCode;
 
 /// A path that no route has must not become a label: it is the caller's text.
@@ -33,8 +33,7 @@ pub(super) async fn observe(request: Request, next: Next) -> Response {
     let code = response.extensions().get::<ProblemCode>().map(ProblemCode::code);
     let duration_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
     let (id, trace) = (&context.id, context.traceparent.as_deref());
-    if matches!(route.as_str(), "/livez" | "/readyz") {
-        // Asked every few seconds by whatever watches the process.
+    if PROBES.contains(&route.as_str()) {
         tracing::debug!(
             request.id = id,
             http.method = method,

@@ -4,7 +4,7 @@ mod shapes;
 
 use std::time::Duration;
 
-use kit::Fail;
+use kit::{Fail, clock::to_timestamp};
 use proto::jobs as rpc;
 
 pub(super) use shapes::{AcceptedJobs, NewJob, NewJobs, Reason};
@@ -14,7 +14,7 @@ use super::SMALL;
 use crate::{
     live,
     route::{Access, Ask, Events, Fails, Id, Idempotency, Json, JsonOrNothing, Limits, Nothing, Query, Reply, Route},
-    wire::{LIMIT, List, Paging, timestamp},
+    wire::{LIMIT, List, Paging},
 };
 
 const TAG: &str = "jobs";
@@ -120,8 +120,8 @@ async fn list(ask: Ask<Nothing, Query<JobFilter>>) -> Result<Reply<200, List<Job
         tag: filter.tag.unwrap_or_default(),
         owner_id: filter.owner_id.map(|id| id.to_string()).unwrap_or_default(),
         batch_id: filter.batch_id.map(|id| id.to_string()).unwrap_or_default(),
-        created_after: filter.created_after.map(timestamp),
-        created_before: filter.created_before.map(timestamp),
+        created_after: filter.created_after.map(to_timestamp),
+        created_before: filter.created_before.map(to_timestamp),
     };
     let page = ask.door.job_client().list(ask.call.request(message)).await?.into_inner();
     Ok(Reply::new(List::of(page.items, page.next_cursor, Job::read)?))

@@ -1,6 +1,6 @@
 //! Jobs as JSON shows them, and what is read from JSON to make one.
 
-use kit::Fail;
+use kit::{Fail, clock::to_timestamp};
 use proto::jobs as rpc;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::{
     route::Reply,
-    wire::{Raw, Time, maybe, maybe_time, time, timestamp},
+    wire::{Raw, Time, maybe, maybe_time, time},
 };
 
 /// A job to be done.
@@ -238,7 +238,7 @@ impl NewJob {
             args_json: self.args.to_string(),
             queue: self.queue,
             priority: self.priority,
-            run_at: self.run_at.map(timestamp),
+            run_at: self.run_at.map(to_timestamp),
             max_attempts: self.max_attempts,
             backoff: self.backoff.map(Backoff::write),
             attempt_timeout_s: self.attempt_timeout_s,
