@@ -58,13 +58,16 @@ impl Bench {
         let started = Instant::now();
         self.hooks.each(|hooks| hooks.before_task(&run));
         let written = Arc::default();
-        let verdict = match scratch::empty(&slot.scratch).await {
+        let prepared = if slot.is_clean { Ok(()) } else { scratch::empty(&slot.scratch).await };
+        slot.is_clean = false;
+        let verdict = match prepared {
             Ok(()) => self.supervised(&assignment, &attempt, orders, &mut slot, &written).await,
             Err(error) => Verdict { said: Some(Err(error.into())), why: None },
         };
         slot.reset().await;
-        if let Err(error) = scratch::empty(&slot.scratch).await {
-            tracing::warn!(%error, "a scratch folder could not be emptied");
+        match scratch::empty(&slot.scratch).await {
+            Ok(()) => slot.is_clean = true,
+            Err(error) => tracing::warn!(%error, "a scratch folder could not be emptied"),
         }
 
         if let Some(Err(Failure::Failed { cause: Some(cause), .. })) = &verdict.said {

@@ -41,6 +41,8 @@ const SIGABRT: i32 = 6;
 #[derive(Debug)]
 pub(crate) struct Slot {
     pub(crate) scratch: PathBuf,
+    /// Whether `scratch` is there and empty.
+    pub(crate) is_clean: bool,
     launcher: Launcher,
     bytes_max: u64,
     child: Option<Child>,
@@ -63,7 +65,7 @@ struct Gone;
 
 impl Slot {
     pub(crate) fn new(scratch: PathBuf, launcher: Launcher, bytes_max: u64) -> Self {
-        Self { scratch, launcher, bytes_max, child: None, is_busy: false }
+        Self { scratch, is_clean: false, launcher, bytes_max, child: None, is_busy: false }
     }
 
     /// Runs a task in the slot's child. When this is dropped before its end, [`reset`](Self::reset) must follow.

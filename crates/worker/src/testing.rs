@@ -232,12 +232,18 @@ impl Stream {
     }
 
     /// Reads what the worker says until `until` holds; answers heartbeats and outcomes meanwhile.
+    ///
+    /// # Panics
+    /// It does not hold within a minute, or the worker closes the stream.
     pub async fn read_until(&mut self, mut until: impl FnMut(&Self, &[Outcome]) -> bool) -> Vec<Outcome> {
-        let mut outcomes = Vec::new();
-        while !until(self, &outcomes) {
-            outcomes.extend(self.read().await.expect("the worker keeps its stream open"));
-        }
-        outcomes
+        let read = async {
+            let mut outcomes = Vec::new();
+            while !until(self, &outcomes) {
+                outcomes.extend(self.read().await.expect("the worker keeps its stream open"));
+            }
+            outcomes
+        };
+        patient(read).await
     }
 
     /// The next outcome of this attempt.

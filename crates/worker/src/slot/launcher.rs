@@ -54,6 +54,8 @@ fn spawn(command: &SlotCommand) -> io::Result<Child> {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
+        // A Ctrl-C at the terminal is for the worker, which lets its attempts end first.
+        .process_group(0)
         .kill_on_drop(true)
         .spawn()
 }
