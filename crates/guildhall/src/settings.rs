@@ -22,6 +22,11 @@ const FILE: &str = "guildhall.toml";
 /// The variable that names another.
 const FILE_VARIABLE: &str = "GUILDHALL_CONFIG";
 
+/// What is logged where nothing is said about it. The pool warns of a connection that breaks while it is given back, as
+/// some do when the private Postgres stops; nothing is lost with it.
+const LOG_ELSEWHERE: &str = "info,sqlx_core::pool::connection=error";
+const LOG_AT_A_TERMINAL: &str = "warn,sqlx_core::pool::connection=error";
+
 kit::settings! {
     /// What belongs to the process and to no one role.
     pub(crate) struct Process {
@@ -163,7 +168,7 @@ impl Settings {
     }
 
     fn start_log(&self) -> Result<(), Fail> {
-        let quiet = if std::io::stderr().is_terminal() { "warn" } else { "info" };
+        let quiet = if std::io::stderr().is_terminal() { LOG_AT_A_TERMINAL } else { LOG_ELSEWHERE };
         init_logs(self.process.log_filter.as_deref().unwrap_or(quiet), self.process.log_format)
     }
 

@@ -11,7 +11,7 @@ use std::{
 };
 
 use nix::{
-    sys::signal::{Signal, kill},
+    sys::signal::{Signal, kill, killpg},
     unistd::Pid,
 };
 use parking_lot::Mutex;
@@ -121,6 +121,8 @@ impl House {
             .env("GUILDHALL_LOG_FILTER", "info,gateway=warn")
             // Strong enough to be real, light enough for a test that signs many people in.
             .env("GUILDHALL_PASSWORD_MEMORY_KIB", "8192")
+            // As a shell starts it, so that a signal can be sent as a terminal sends it: to the whole group.
+            .process_group(0)
             .stdin(Stdio::null())
             .stderr(log.expect("a log file"));
         for name in ["PATH", "TMPDIR", "GUILDHALL_PG_BIN", "GUILDHALL_DEV_RUN", "LLVM_PROFILE_FILE"] {
@@ -236,6 +238,12 @@ impl House {
     /// Sends one signal to the binary.
     pub(crate) fn signal(&self, signal: Signal) {
         send(self.pid(), signal);
+    }
+
+    /// Ctrl-C at a terminal: the signal reaches every process of the group.
+    pub(crate) fn ctrl_c(&self) {
+        let group = Pid::from_raw(self.pid().try_into().expect("a pid is small"));
+        killpg(group, Signal::SIGINT).expect("the group is there");
     }
 
     /// Waits until the binary has ended by itself.

@@ -132,6 +132,20 @@ async fn a_running_job_is_given_back_by_a_stop_and_ends_after_the_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn ctrl_c_at_a_terminal_lets_what_runs_end_first() {
+    let mut house = House::open().await;
+    let person = house.newcomer("ada").await;
+    let job_id = person.submit("demo_spin", json!({ "seconds": 3 })).await;
+    until("a slot to spin", SOON, async || (!house.slots().is_empty()).then_some(())).await;
+    house.ctrl_c();
+    assert_eq!(house.ended().await.code(), Some(0), "{}", house.log());
+    house.reopen().await;
+    let job = person.at(&house.ready().http).await.finished(&job_id, SOON).await;
+    assert_eq!((&job["state"], &job["attempt"]), (&json!("succeeded"), &json!(1)), "{job:#}");
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_second_signal_stops_at_once_and_leaves_nothing_running() {
     let mut house = House::open().await;
     let person = house.newcomer("ada").await;
