@@ -66,7 +66,7 @@ pub(crate) fn layered(routes: &[Route], door: &Arc<Door>) -> Result<Router, Fail
 }
 
 /// Lets the pages of the listed origins call and read. Without any, there is nothing to say to a browser.
-fn cors(origins: &[String]) -> Result<Option<CorsLayer>, Fail> {
+pub(crate) fn cors(origins: &[String]) -> Result<Option<CorsLayer>, Fail> {
     if origins.is_empty() {
         return Ok(None);
     }

@@ -1,5 +1,7 @@
 //! The gateway's own settings.
 
+use crate::edge::{self, Proxies};
+
 kit::settings! {
     /// What the public door is told from outside.
     pub struct Settings {
@@ -25,5 +27,44 @@ kit::settings! {
         /// Seconds without a byte, in either direction, after which a request's body, or the reader of an answer, is given
         /// up. Long enough for a link that falters, short because a place among the requests is held meanwhile.
         pub stall_s: u32 = "30",
+    }
+}
+
+impl Settings {
+    /// What is wrong with the values, a sentence each; nothing with good ones.
+    pub fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        for (name, value) in [
+            ("http_connections_max", self.http_connections_max),
+            ("http_requests_max", self.http_requests_max),
+            ("live_streams_max", self.live_streams_max),
+            ("uploads_max", self.uploads_max),
+            ("header_read_s", self.header_read_s),
+            ("stall_s", self.stall_s),
+        ] {
+            if value == 0 {
+                faults.push(format!("{name} must be at least 1"));
+            }
+        }
+        let parsed = [Proxies::parse(&self.trusted_proxies).err(), edge::cors(&self.cors_origins).err()];
+        faults.extend(parsed.into_iter().flatten().map(|fail| fail.message().trim_end_matches('.').to_owned()));
+        faults
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_have_no_fault_and_each_wrong_value_is_told() {
+        assert_eq!(Settings::default().faults(), Vec::<String>::new());
+        let settings = Settings {
+            stall_s: 0,
+            trusted_proxies: vec!["proxy".to_owned()],
+            cors_origins: vec!["everyone".to_owned()],
+            ..Settings::default()
+        };
+        assert_eq!(settings.faults().len(), 3, "{:?}", settings.faults());
     }
 }

@@ -174,13 +174,11 @@ impl Settings {
 
     /// What only the values together show to be wrong.
     fn contradictions(&self) -> Vec<String> {
-        let mut faults = self.auth.faults();
-        if let Err(fail) = worker::Profile::of(&self.worker) {
-            faults.push(format!("worker_profile: {}", fail.message()));
-        }
+        let mut faults =
+            [self.gateway.faults(), self.auth.faults(), self.jobs.faults(), self.worker.faults()].concat();
         let worker_s = self.worker.stop_within().as_secs();
         if u64::from(self.process.drain_s) <= worker_s {
-            faults.push(format!("drain_s must be more than the {worker_s} s in which the worker stops"));
+            faults.push(format!("drain_s must be more than {worker_s}, the seconds in which the worker stops"));
         }
         let is_s3 = self.process.storage_url.as_deref().is_some_and(|url| url.starts_with("s3:"));
         if is_s3 && (self.process.storage_access_key.is_none() || self.process.storage_secret_key.is_none()) {

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use kit::config::Bytes;
 
+use crate::Profile;
+
 kit::settings! {
     /// The settings of a worker.
     pub struct Settings {
@@ -29,7 +31,33 @@ kit::settings! {
 /// A slot beyond this many is a mistake in the configuration.
 const SLOTS_MAX: u32 = 1_024;
 
+/// Less than this, and a child ends before it has begun.
+const SLOT_BYTES_MIN: u64 = 32 << 20;
+/// A drain or grace beyond an hour is a mistake in the configuration.
+const STOP_S_MAX: u32 = 3_600;
+
 impl Settings {
+    /// What is wrong with the values, a sentence each; nothing with good ones.
+    #[must_use]
+    pub fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        if let Err(fail) = Profile::of(self) {
+            faults.push(format!("worker_profile: {}", fail.message().trim_end_matches('.')));
+        }
+        if self.worker_slots > SLOTS_MAX {
+            faults.push(format!("worker_slots must be 0 to {SLOTS_MAX}, not {}", self.worker_slots));
+        }
+        if self.worker_slot_bytes_max.0 < SLOT_BYTES_MIN {
+            faults.push(format!("worker_slot_bytes_max must be at least {}", Bytes(SLOT_BYTES_MIN)));
+        }
+        for (name, value) in [("worker_grace_s", self.worker_grace_s), ("worker_drain_s", self.worker_drain_s)] {
+            if value > STOP_S_MAX {
+                faults.push(format!("{name} must be 0 to {STOP_S_MAX}, not {value}"));
+            }
+        }
+        faults
+    }
+
     /// Slots to run, at least one.
     #[must_use]
     pub fn slots(&self) -> u32 {
@@ -65,5 +93,18 @@ mod tests {
     #[test]
     fn the_defaults_are_valid_and_give_a_slot() {
         assert!(Settings::default().slots() >= 1);
+        assert_eq!(Settings::default().faults(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn each_wrong_value_is_told() {
+        let settings = Settings {
+            worker_profile: "none".to_owned(),
+            worker_slots: 5_000,
+            worker_slot_bytes_max: Bytes(1),
+            worker_drain_s: 86_400,
+            ..Settings::default()
+        };
+        assert_eq!(settings.faults().len(), 4, "{:?}", settings.faults());
     }
 }
