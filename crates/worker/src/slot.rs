@@ -180,13 +180,12 @@ impl Child {
     async fn cause_of_death(mut self, bytes_max: u64) -> Failure {
         // Its input ends here, which is what a child that only closed its output waits for.
         drop(self.down);
-        let mut errors = self.errors.take();
         let mut chunk = [0; 1024];
         let end = async {
-            loop {
-                match read_errors(errors.as_mut(), &mut chunk).await {
-                    0 => break,
-                    read => keep_tail(&mut self.tail, &chunk[..read]),
+            while let Some(errors) = self.errors.as_mut() {
+                match errors.read(&mut chunk).await {
+                    Ok(read @ 1..) => keep_tail(&mut self.tail, &chunk[..read]),
+                    _ => self.errors = None,
                 }
             }
             self.process.wait().await

@@ -179,6 +179,8 @@ pub struct Stream {
     pub heartbeats: Vec<Heartbeat>,
     pub progress: Vec<ProgressUpdate>,
     pub logs: Vec<String>,
+    /// What has come and was not taken.
+    pub outcomes: Vec<Outcome>,
     /// Whether heartbeats are answered.
     pub renews: bool,
     /// Whether outcomes are.
@@ -188,6 +190,7 @@ pub struct Stream {
     files: Arc<Mutex<Files>>,
     incoming: Streaming<FromWorker>,
     outgoing: mpsc::Sender<Result<ToWorker, Status>>,
+    assigned: u32,
     last_token: u64,
 }
 
@@ -197,6 +200,7 @@ impl Stream {
         drop(self.outgoing.send(Ok(ToWorker { message: Some(message) })).await);
     }
 
+    /// Assigns an attempt, once the worker has a slot for it.
     pub async fn assign(&mut self, job_id: &str, task: &str, args: Value) -> AttemptRef {
         self.assign_with(job_id, task, args, |_| {}).await
     }
@@ -209,6 +213,19 @@ impl Stream {
         args: Value,
         more: impl FnOnce(&mut Assignment),
     ) -> AttemptRef {
+        self.read_until(|stream| stream.credit > stream.assigned).await;
+        self.assign_anyway(job_id, task, args, more).await
+    }
+
+    /// As [`assign_with`](Self::assign_with), without waiting for a slot.
+    pub async fn assign_anyway(
+        &mut self,
+        job_id: &str,
+        task: &str,
+        args: Value,
+        more: impl FnOnce(&mut Assignment),
+    ) -> AttemptRef {
+        self.assigned += 1;
         self.last_token += 1;
         let attempt = AttemptRef { job_id: job_id.to_owned(), token: self.last_token };
         let mut item = Assignment {
@@ -235,22 +252,24 @@ impl Stream {
     ///
     /// # Panics
     /// It does not hold within a minute, or the worker closes the stream.
-    pub async fn read_until(&mut self, mut until: impl FnMut(&Self, &[Outcome]) -> bool) -> Vec<Outcome> {
+    pub async fn read_until(&mut self, mut until: impl FnMut(&Self) -> bool) {
         let read = async {
-            let mut outcomes = Vec::new();
-            while !until(self, &outcomes) {
-                outcomes.extend(self.read().await.expect("the worker keeps its stream open"));
+            while !until(self) {
+                assert!(self.read().await, "the worker keeps its stream open");
             }
-            outcomes
         };
-        patient(read).await
+        patient(read).await;
     }
 
-    /// The next outcome of this attempt.
+    /// Waits for this attempt's outcome, and takes it from [`outcomes`](Self::outcomes).
+    ///
+    /// # Panics
+    /// None comes.
     pub async fn outcome(&mut self, attempt: &AttemptRef) -> End {
         let is_it = |outcome: &Outcome| outcome.attempt.as_ref() == Some(attempt);
-        let outcomes = self.read_until(|_, outcomes| outcomes.iter().any(is_it)).await;
-        outcomes.into_iter().find(is_it).and_then(|outcome| outcome.end).expect("an end")
+        self.read_until(|stream| stream.outcomes.iter().any(is_it)).await;
+        let found = self.outcomes.extract_if(.., |outcome| is_it(outcome)).next();
+        found.and_then(|outcome| outcome.end).expect("an end")
     }
 
     /// Reads until this attempt has told progress; its message.
@@ -259,22 +278,20 @@ impl Stream {
             let mut updates = stream.progress.iter();
             updates.find(|update| update.attempt.as_ref() == Some(attempt)).map(|update| update.message.clone())
         };
-        self.read_until(|stream, _| told(stream).is_some()).await;
+        self.read_until(|stream| told(stream).is_some()).await;
         told(self).expect("it was told")
     }
 
-    /// Reads to the stream's end; the outcomes on the way.
+    /// Reads to the stream's end; the outcomes that nobody has taken.
     pub async fn read_to_end(mut self) -> Vec<Outcome> {
-        let mut outcomes = Vec::new();
-        while let Some(more) = self.read().await {
-            outcomes.extend(more);
-        }
-        outcomes
+        let read = async { while self.read().await {} };
+        patient(read).await;
+        self.outcomes
     }
 
-    /// One message; `None` at the stream's end.
-    pub async fn read(&mut self) -> Option<Vec<Outcome>> {
-        let message = patient(self.incoming.message()).await.ok().flatten()?;
+    /// Reads one message; false at the stream's end.
+    async fn read(&mut self) -> bool {
+        let Ok(Some(message)) = self.incoming.message().await else { return false };
         match message.message.expect("a message") {
             From::Heartbeat(heartbeat) => {
                 if self.renews {
@@ -291,11 +308,11 @@ impl Stream {
                     let accepted = report.outcomes.iter().filter_map(|outcome| outcome.attempt.clone()).collect();
                     self.send(To::Receipt(Receipt { accepted, refused: Vec::new() })).await;
                 }
-                return Some(report.outcomes);
+                self.outcomes.extend(report.outcomes);
             }
             From::Hello(_) => panic!("a second hello"),
         }
-        Some(Vec::new())
+        true
     }
 }
 
@@ -321,12 +338,14 @@ impl Workers for Scripted {
             heartbeats: Vec::new(),
             progress: Vec::new(),
             logs: Vec::new(),
+            outcomes: Vec::new(),
             renews: true,
             receipts: true,
             credit: 0,
             files: self.files.clone(),
             incoming,
             outgoing,
+            assigned: 0,
             last_token: 0,
         };
         let welcome = Welcome { worker_id: "w1".to_owned(), lease_s: self.lease_s, heartbeat_s: self.lease_s / 3.0 };
