@@ -131,8 +131,9 @@ test_names() {
 }
 
 # --- weakenings ------------------------------------------------------------------------------------------------------
-# A patch that takes a promise out of the code. Its lines before the diff say what it weakens and name the test that must
-# fail then, by cargo's arguments and its name:
+# A patch that takes a promise out of the code. Its lines before the diff say what it weakens, and name the test that
+# must fail then as cargo's arguments for it. It is built apart: cargo would tell a weakened build from a whole one by
+# the age of files alone.
 #     Fails: --test private_postgres killing_the_owner_leaves_no_process
 
 copy_tree() {
@@ -140,7 +141,7 @@ copy_tree() {
     git ls-files -z --cached --others --exclude-standard | while IFS= read -r -d '' file; do
         # A file that was removed and not yet committed is listed, too.
         [ -e "$file" ] && printf '%s\0' "$file"
-    done | tar --null -T - -cf - | tar -xf - -C "$1"
+    done | tar --null -T - -cf - | tar -xmf - -C "$1" # as new files, or cargo would take older weakenings' builds for fresh
 }
 
 weakening_is_caught() {
@@ -153,7 +154,8 @@ weakening_is_caught() {
         return 1
     fi
     # shellcheck disable=SC2086 # the line holds arguments
-    if (cd "$tree" && CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$OLDPWD/target} cargo test --workspace $fails) >"$log" 2>&1; then
+    if (cd "$tree" && CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$OLDPWD/target}/weakened cargo test --workspace $fails) \
+        >"$log" 2>&1; then
         say "no test has noticed: $fails passes"
     elif grep -qaE "^test (.*::)?$name.* FAILED" "$log"; then
         echo "caught by $name"

@@ -263,14 +263,13 @@ pub fn find_binaries(options: &Options) -> Result<(PathBuf, u32), StartError> {
 fn prepare(options: &Options) -> Result<(server::Server, Places), StartError> {
     let home = home::Home::claim(&options.data_dir)?;
     let account = home.account()?;
-    leftovers::end(&home.cluster())?;
+    leftovers::clear(&home.cluster())?;
 
     let major = cluster::major(&home.cluster())?;
     let binaries = binaries::find(options.bin_dir.as_deref(), major, &home.cluster(), &account)?;
     if major.is_none() {
         cluster::create(&binaries, &home, &account, options.durable)?;
     }
-    leftovers::forget_stale_pid(&home.cluster())?;
     let socket_dir = home.make_socket_dir(&account)?;
 
     let places = Places { home: home.dir().to_owned(), socket_dir };

@@ -38,7 +38,7 @@ pub(super) fn create(binaries: &Binaries, home: &Home, account: &Account, durabl
     let cluster = home.cluster();
     if unfinished.exists() {
         // An earlier first start was killed on its way.
-        leftovers::end(&unfinished)?;
+        leftovers::clear(&unfinished)?;
         fs::remove_dir_all(&unfinished).map_err(StartError::io(format!("clear {}", unfinished.display())))?;
     }
     fs::create_dir(&unfinished).map_err(StartError::io(format!("make {}", unfinished.display())))?;

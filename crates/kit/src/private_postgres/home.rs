@@ -42,6 +42,8 @@ impl Home {
         let data_dir = data_dir.canonicalize().map_err(StartError::io(format!("find {}", data_dir.display())))?;
         let lock = lock(&data_dir)?;
         let dir = locate(&data_dir)?;
+        // By the name that the kernel has for it, which is how the cluster's processes are known.
+        let dir = dir.canonicalize().map_err(StartError::io(format!("find {}", dir.display())))?;
         Ok(Self { dir, _lock: lock })
     }
 

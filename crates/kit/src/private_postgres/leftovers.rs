@@ -15,13 +15,19 @@ use super::StartError;
 const PATIENCE: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(10);
 
-/// Ends every process of the cluster: at once but in order (SIGQUIT), then by force. Returns when they are gone.
+/// Makes way for a new server: ends what still works in the cluster, and clears away the number of one that is gone.
 ///
 /// The caller holds the lock of the data directory, so no living Guildhall owns them.
 ///
 /// # Errors
-/// Some do not end.
-pub(super) fn end(cluster: &Path) -> Result<(), StartError> {
+/// Some processes do not end, or the number cannot be cleared away.
+pub(super) fn clear(cluster: &Path) -> Result<(), StartError> {
+    end(cluster)?;
+    forget_stale_pid(cluster)
+}
+
+/// Ends every process of the cluster: at once but in order (SIGQUIT), then by force. Returns when they are gone.
+fn end(cluster: &Path) -> Result<(), StartError> {
     for signal in [Signal::SIGQUIT, Signal::SIGKILL] {
         let deadline = Instant::now() + PATIENCE;
         let mut told: Vec<Pid> = Vec::new();
@@ -57,10 +63,7 @@ pub(super) fn end(cluster: &Path) -> Result<(), StartError> {
 
 /// Removes a `postmaster.pid` whose number now belongs to another process or to a zombie: Postgres would take that for
 /// a living postmaster and refuse. One whose process is gone Postgres clears away by itself.
-///
-/// # Errors
-/// The file cannot be read or removed.
-pub(super) fn forget_stale_pid(cluster: &Path) -> Result<(), StartError> {
+fn forget_stale_pid(cluster: &Path) -> Result<(), StartError> {
     let path = cluster.join("postmaster.pid");
     let text = match fs::read_to_string(&path) {
         Ok(text) => text,

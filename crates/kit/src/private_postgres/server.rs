@@ -130,8 +130,7 @@ impl Server {
         };
 
         // Sessions of a dead postmaster live on until they notice; a new one cannot start beside them.
-        leftovers::end(&cluster).map_err(io::Error::other)?;
-        leftovers::forget_stale_pid(&cluster).map_err(io::Error::other)?;
+        leftovers::clear(&cluster).map_err(io::Error::other)?;
         // With the last of them the pipe has ended, so the log is whole.
         if pump.join().is_err() {
             tracing::debug!("the thread that writes the private Postgres's log panicked");
