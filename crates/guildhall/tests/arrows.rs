@@ -1,6 +1,8 @@
 //! The arrows between the rooms run one way: `guildhall` to the services, the worker and the tasks, those to `kit`, and
 //! `kit` to `proto`. No service names another; they meet through gRPC and events alone.
 
+#![allow(clippy::unwrap_used, reason = "what a test prepares works, or the test fails")]
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use cargo_metadata::{Metadata, MetadataCommand};

@@ -130,14 +130,14 @@ async fn server() -> &'static Server {
 #[derive(Debug)]
 enum Server {
     Private(PrivatePostgres),
-    Shared(PgConnectOptions, String),
+    /// Another's server, by its URL.
+    Shared(String),
 }
 
 impl Server {
     async fn start() -> Self {
         if let Some(url) = setting("GUILDHALL_TEST_DATABASE_URL") {
-            let options = PgConnectOptions::from_str(&url).expect("GUILDHALL_TEST_DATABASE_URL is a Postgres URL");
-            let server = Self::Shared(options, url);
+            let server = Self::Shared(url);
             server.drop_leftovers().await;
             return server;
         }
@@ -162,10 +162,10 @@ impl Server {
     fn url(&self, database: &str) -> String {
         match self {
             Self::Private(postgres) => private_postgres::url(&postgres.places().socket_dir, database),
-            Self::Shared(_, url) => {
+            Self::Shared(url) => {
                 // Only the path is exchanged: `scheme://authority/path?query`.
                 let (front, query) = url.split_once('?').map_or((url.as_str(), None), |(f, q)| (f, Some(q)));
-                let (scheme, rest) = front.split_once("://").expect("a URL that was parsed has a scheme");
+                let (scheme, rest) = front.split_once("://").expect("GUILDHALL_TEST_DATABASE_URL is a URL");
                 let authority = rest.split('/').next().unwrap_or_default();
                 let query = query.map(|query| format!("?{query}")).unwrap_or_default();
                 format!("{scheme}://{authority}/{database}{query}")
@@ -174,12 +174,7 @@ impl Server {
     }
 
     fn options(&self, database: &str) -> PgConnectOptions {
-        match self {
-            Self::Private(_) => {
-                PgConnectOptions::from_str(&self.url(database)).expect("a URL that we wrote is well-formed")
-            }
-            Self::Shared(options, _) => options.clone().database(database),
-        }
+        PgConnectOptions::from_str(&self.url(database)).expect("GUILDHALL_TEST_DATABASE_URL is a Postgres URL")
     }
 
     fn open(&self, database: &str) -> TestDatabase {

@@ -2,6 +2,7 @@
 //! ordinary user alike; what only a root can meet is said so where it is skipped.
 
 #![allow(clippy::disallowed_methods, reason = "tests have settings and background work of their own")]
+#![allow(clippy::unwrap_used, reason = "what a test prepares works, or the test fails")]
 
 use std::ffi::OsStr;
 use std::fs;
@@ -254,6 +255,7 @@ async fn owner() {
 }
 
 /// Starts `owner` in a process of its own; gives its URL when it is ready.
+#[expect(clippy::zombie_processes, reason = "the tests that take the child wait for it")]
 fn owner_of(data: &DataDir) -> (Child, String) {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "owner", "--ignored", "--nocapture", "--test-threads=1"])

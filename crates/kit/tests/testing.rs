@@ -1,5 +1,7 @@
 //! The promises that tests rely on when they ask for a database.
 
+#![allow(clippy::unwrap_used, reason = "what a test prepares works, or the test fails")]
+
 use kit::testing::{TestDatabase, database, database_with};
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection as _, Executor as _};
