@@ -49,6 +49,10 @@ impl Banner<'_> {
             (None, Some(file)) => row("sign in", self.admin_email, &format!("password in {}", file.display())),
             (None, None) => {}
         }
+        // One that was just built is seldom on the path.
+        if let Ok(program) = std::env::current_exe() {
+            row("client", &program.display().to_string(), "--help tells its commands");
+        }
         row("stop", "Ctrl-C", "drains first; once more stops at once");
         say::line("");
     }

@@ -79,8 +79,8 @@ impl House {
             storage.clone(),
             clock.clone(),
             &self.services,
-            // Whatever worker is known from an earlier life ended with it.
-            true,
+            // In a database of our own, whatever worker an earlier life knew has ended with it.
+            settings.process.database_url.is_none(),
         )
         .await?;
         let jobs_peer = Peer::local(jobs.routes(), &guard);

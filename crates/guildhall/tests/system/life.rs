@@ -190,6 +190,19 @@ async fn a_good_configuration_is_shown_with_its_places_and_without_its_secrets()
 }
 
 #[tokio::test]
+async fn every_default_that_the_default_file_shows_can_be_written_down() {
+    let house = House::closed(&[]);
+    let output = house.command(&["check-config", "--print-defaults"]).output().await.expect("it starts");
+    let defaults = String::from_utf8(output.stdout).expect("UTF-8");
+    let settings = defaults.lines().filter_map(|line| line.strip_prefix('#').filter(|line| line.contains(" = \"")));
+    let file: String = settings.flat_map(|line| [line, "\n"]).collect();
+    assert!(file.lines().count() > 30, "{file}");
+    fs::write(house.dir().join("guildhall.toml"), file).expect("a file");
+    let output = house.command(&["check-config"]).output().await.expect("it starts");
+    assert_eq!(output.status.code(), Some(0), "{}", house.log());
+}
+
+#[tokio::test]
 async fn migrate_prepares_a_database_and_doctor_finds_everything_well() {
     let house = House::closed(&[]);
     for command in ["doctor", "migrate", "migrate", "doctor"] {
