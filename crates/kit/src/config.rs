@@ -241,8 +241,10 @@ mod tests {
 
     #[test]
     fn a_variable_wins_over_the_file_and_the_file_over_the_default() {
-        let (sample, faults) =
-            read("listen = '127.0.0.1:1'\nfile_bytes_max = 5\norigins = ['a', 'b']", &[("GUILDHALL_LISTEN", "127.0.0.1:2")]);
+        let (sample, faults) = read(
+            "listen = '127.0.0.1:1'\nfile_bytes_max = 5\norigins = ['a', 'b']",
+            &[("GUILDHALL_LISTEN", "127.0.0.1:2")],
+        );
         assert_eq!(faults, Vec::<String>::new());
         assert_eq!(sample.listen.port(), 2);
         assert_eq!(sample.file_bytes_max, Bytes(5));
@@ -254,7 +256,14 @@ mod tests {
 
     #[test]
     fn every_fault_is_told_at_once_and_by_its_place() {
-        let (_, faults) = read("colour = 'red'", &[("GUILDHALL_LISTEN", "here"), ("GUILDHALL_FILE_BYTES_MAX", "much"), ("GUILDHALL_KEY_FILE", "/does/not/exist")]);
+        let (_, faults) = read(
+            "colour = 'red'",
+            &[
+                ("GUILDHALL_LISTEN", "here"),
+                ("GUILDHALL_FILE_BYTES_MAX", "much"),
+                ("GUILDHALL_KEY_FILE", "/does/not/exist"),
+            ],
+        );
         assert_eq!(faults.len(), 4, "{faults:#?}");
         for place in ["GUILDHALL_LISTEN", "GUILDHALL_FILE_BYTES_MAX", "GUILDHALL_KEY_FILE", "colour in "] {
             assert!(faults.iter().any(|fault| fault.starts_with(place)), "{place} is missing in {faults:#?}");
@@ -278,7 +287,8 @@ mod tests {
         for field in Sample::FIELDS {
             assert!(file.contains(&format!("#{} = ", field.name)));
         }
-        let uncommented: String = file.lines().filter(|line| line.contains(" = \"")).map(|line| format!("{}\n", &line[1..])).collect();
+        let uncommented: String =
+            file.lines().filter(|line| line.contains(" = \"")).map(|line| format!("{}\n", &line[1..])).collect();
         assert!(uncommented.parse::<toml::Table>().is_ok(), "{uncommented}");
     }
 }

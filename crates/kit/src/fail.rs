@@ -179,11 +179,7 @@ impl Fail {
     #[must_use]
     pub fn at(mut self, pointer: impl Into<String>, code: impl Into<String>, message: impl Into<String>) -> Self {
         if self.0.violations.len() < VIOLATIONS_MAX {
-            self.0.violations.push(Violation {
-                pointer: pointer.into(),
-                code: code.into(),
-                message: message.into(),
-            });
+            self.0.violations.push(Violation { pointer: pointer.into(), code: code.into(), message: message.into() });
         }
         self
     }
@@ -303,12 +299,12 @@ impl From<tonic::Status> for Fail {
                 Kind::Timeout => "It took too long.",
                 _ => "Something went wrong on our side.",
             };
-            let kind = if matches!(kind, Kind::Unavailable | Kind::Timeout | Kind::Limited) { kind } else { Kind::Internal };
+            let kind =
+                if matches!(kind, Kind::Unavailable | Kind::Timeout | Kind::Limited) { kind } else { Kind::Internal };
             return Self::new(kind, kind.as_str(), message).caused_by(status);
         };
         let kind = info.metadata.get("kind").and_then(|word| Kind::ALL.into_iter().find(|k| k.as_str() == word));
-        let mut fail =
-            Self::new(kind.unwrap_or(Kind::from_grpc(status.code())), info.reason.clone(), status.message());
+        let mut fail = Self::new(kind.unwrap_or(Kind::from_grpc(status.code())), info.reason.clone(), status.message());
         if let Some(bad) = details.bad_request() {
             fail = fail.with_violations(bad.field_violations.iter().map(|v| Violation {
                 pointer: v.field.clone(),
@@ -326,7 +322,9 @@ impl From<tonic::Status> for Fail {
 impl From<sqlx::Error> for Fail {
     fn from(error: sqlx::Error) -> Self {
         let is_away = match &error {
-            sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => true,
+            sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => {
+                true
+            }
             // 08: connection lost; 40: a deadlock or conflict that the next try does not meet; 53: out of resources;
             // 57P0x: the server is going down or coming up.
             sqlx::Error::Database(db) => {

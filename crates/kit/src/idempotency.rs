@@ -60,10 +60,9 @@ pub async fn find(
     .await?;
     match row {
         None => Ok(Found::Fresh),
-        Some((digest, ..)) if digest != key.digest => Err(Fail::invalid(
-            "idempotency.mismatch",
-            "This idempotency key was used with another body.",
-        )),
+        Some((digest, ..)) if digest != key.digest => {
+            Err(Fail::invalid("idempotency.mismatch", "This idempotency key was used with another body."))
+        }
         Some((_, None, answer)) => Ok(Found::Answered(Ok(answer))),
         Some((_, Some(_), refusal)) => Ok(Found::Answered(Err(refusal_from_bytes(&refusal)))),
     }
@@ -157,7 +156,12 @@ where
 ///
 /// # Errors
 /// As the database.
-pub async fn prune(connection: &mut PgConnection, schema: Schema, now: DateTime<Utc>, rows_max: i64) -> Result<u64, Fail> {
+pub async fn prune(
+    connection: &mut PgConnection,
+    schema: Schema,
+    now: DateTime<Utc>,
+    rows_max: i64,
+) -> Result<u64, Fail> {
     let table = schema.name();
     let done = sqlx::query(AssertSqlSafe(format!(
         "delete from {table}.idempotency_key

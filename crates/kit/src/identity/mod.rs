@@ -31,7 +31,8 @@ impl Caller {
     /// How far the caller's permission `<noun>:<verb>` reaches, or `None` where it has none at all.
     pub fn reach(&self, permission: &str) -> Option<Reach> {
         let by_role = self.roles.iter().filter_map(|role| role.reach(permission)).max();
-        let by_scope = self.roles.contains(&Role::Service).then(|| roles::scope_reach(&self.scope, permission)).flatten();
+        let by_scope =
+            self.roles.contains(&Role::Service).then(|| roles::scope_reach(&self.scope, permission)).flatten();
         by_role.max(by_scope)
     }
 

@@ -156,14 +156,8 @@ const ADMIN: Grants = Grants {
 };
 
 /// Nothing by itself: a service account may do what its key's scope names.
-const SERVICE: Grants = Grants {
-    everything: false,
-    permissions: &[],
-    tasks: &[],
-    uses_queues: false,
-    all_queues: false,
-    priority_max: 0,
-};
+const SERVICE: Grants =
+    Grants { everything: false, permissions: &[], tasks: &[], uses_queues: false, all_queues: false, priority_max: 0 };
 
 /// How far a scope such as `workers:connect` or `jobs:read:any` carries a permission. A scope without a reach is `own`.
 pub fn scope_reach(scope: &[String], permission: &str) -> Option<Reach> {
