@@ -1,6 +1,6 @@
 //! A slot's child ends with its worker, however the worker ends and whatever the child is at.
 
-use std::process::Stdio;
+use std::{process::Stdio, time::Duration};
 
 use serde_json::{Value, json};
 use tokio::{
@@ -8,6 +8,8 @@ use tokio::{
     process::{ChildStdin, ChildStdout, Command},
 };
 
+/// Nothing here takes long; this ends a test that would hang.
+const PATIENCE: Duration = Duration::from_secs(30);
 const SLOT: &str = env!("CARGO_BIN_EXE_worker-test-slot");
 
 /// Sets a child to burn a core, and waits until it does.
@@ -36,7 +38,8 @@ async fn a_spinning_child_ends_when_its_worker_closes_the_pipe() {
     let (mut to, mut from) = (child.stdin.take().expect("a pipe"), child.stdout.take().expect("a pipe"));
     set_spinning(&mut to, &mut from).await;
     drop(to);
-    assert!(child.wait().await.expect("its end").success());
+    let ended = tokio::time::timeout(PATIENCE, child.wait()).await;
+    assert!(ended.expect("it ends as well").expect("its end").success());
 }
 
 #[tokio::test]
@@ -52,7 +55,9 @@ async fn a_spinning_child_ends_when_its_worker_is_killed_even_while_the_pipe_sta
     set_spinning(&mut to, &mut from).await;
     shell.kill().await.expect("its death");
     // The child held the other end of this pipe, so its end is the child's.
-    assert_eq!(from.read_to_end(&mut Vec::new()).await.expect("the end"), 0);
+    let mut rest = Vec::new();
+    let ended = tokio::time::timeout(PATIENCE, from.read_to_end(&mut rest)).await;
+    assert_eq!(ended.expect("the child dies as well").expect("the end"), 0);
 }
 
 #[tokio::test]
