@@ -36,7 +36,7 @@ async fn an_open_house_says_where_it_is_and_a_closed_one_says_nothing() {
     let inside = Person::stranger(&ready.ops);
     let checks = inside.get("/readyz").await.expect(200);
     assert_eq!(checks["ready"], true, "{checks:#}");
-    let metrics = inside.request(reqwest::Method::GET, "/metrics").send().await.expect("an answer");
+    let metrics = inside.request(reqwest::Method::GET, "/metrics").await.send().await.expect("an answer");
     let metrics = metrics.text().await.expect("text");
     assert!(metrics.contains("guildhall_db_pool_connections{"), "{metrics}");
     // The inside is not told at the public door.

@@ -1,19 +1,27 @@
 //! Somebody who uses the public API, as any HTTP client would.
 
-use std::time::Duration;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use eventsource_stream::Eventsource as _;
 use futures::StreamExt as _;
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
+use tokio::sync::Mutex;
 
 use crate::wait::{SOON, until};
+
+/// An access token is good for five minutes; a long batch takes longer.
+const TOKEN_KEPT: Duration = Duration::from_secs(200);
 
 #[derive(Debug, Clone)]
 pub(crate) struct Person {
     http: reqwest::Client,
     base: String,
-    token: Option<String>,
+    /// An access token, and when it was given; none for somebody who is not signed in.
+    token: Option<Arc<Mutex<(String, Instant)>>>,
     pub(crate) email: String,
     password: String,
     /// The user's id; empty for somebody who is not signed in.
@@ -70,27 +78,35 @@ impl Person {
 
     /// Takes a new token, as after a change of roles.
     pub(crate) async fn sign_in(&mut self) {
-        self.token = None;
-        let body = json!({ "email": self.email, "password": self.password });
-        let answer = self.post("/api/v1/auth/login", &body).await.expect(200);
-        self.token = Some(answer["access_token"].as_str().expect("a token").to_owned());
-        self.id = answer["user"]["id"].as_str().expect("an id").to_owned();
+        let (token, id) = self.log_in().await;
+        self.token = Some(Arc::new(Mutex::new((token, Instant::now()))));
+        self.id = id;
     }
 
-    pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
+    async fn log_in(&self) -> (String, String) {
+        let body = json!({ "email": self.email, "password": self.password });
+        let request = self.http.post(format!("{}/api/v1/auth/login", self.base)).json(&body);
+        let answer = answer(request).await.expect(200);
+        let text = |value: &Value| value.as_str().expect("a text").to_owned();
+        (text(&answer["access_token"]), text(&answer["user"]["id"]))
+    }
+
+    pub(crate) async fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let request = self.http.request(method, format!("{}{path}", self.base));
-        match &self.token {
-            Some(token) => request.bearer_auth(token),
-            None => request,
+        let Some(token) = &self.token else { return request };
+        let mut token = token.lock().await;
+        if token.1.elapsed() > TOKEN_KEPT {
+            *token = (self.log_in().await.0, Instant::now());
         }
+        request.bearer_auth(&token.0)
     }
 
     pub(crate) async fn get(&self, path: &str) -> Answer {
-        answer(self.request(Method::GET, path)).await
+        answer(self.request(Method::GET, path).await).await
     }
 
     pub(crate) async fn post(&self, path: &str, body: &Value) -> Answer {
-        answer(self.request(Method::POST, path).json(body)).await
+        answer(self.request(Method::POST, path).await.json(body)).await
     }
 
     /// Uploads files of these names in one request; their ids in order.
@@ -98,13 +114,13 @@ impl Person {
         let form = files.into_iter().fold(reqwest::multipart::Form::new(), |form, (name, bytes)| {
             form.part("file", reqwest::multipart::Part::bytes(bytes).file_name(name))
         });
-        let body = answer(self.request(Method::POST, "/api/v1/files").multipart(form)).await.expect(201);
+        let body = answer(self.request(Method::POST, "/api/v1/files").await.multipart(form)).await.expect(201);
         let items = body["items"].as_array().expect("items");
         items.iter().map(|file| file["id"].as_str().expect("an id").to_owned()).collect()
     }
 
     pub(crate) async fn download(&self, id: &str) -> Vec<u8> {
-        let response = self.request(Method::GET, &format!("/api/v1/files/{id}/content")).send().await;
+        let response = self.request(Method::GET, &format!("/api/v1/files/{id}/content")).await.send().await;
         let response = response.expect("an answer");
         assert_eq!(response.status().as_u16(), 200, "file {id}");
         response.bytes().await.expect("a whole body").to_vec()
@@ -157,7 +173,7 @@ impl Person {
 
     /// The events of a stream from the first one kept to its end.
     pub(crate) async fn events(&self, path: &str, limit: Duration) -> Vec<Event> {
-        let response = self.request(Method::GET, path).timeout(limit).send().await.expect("an answer");
+        let response = self.request(Method::GET, path).await.timeout(limit).send().await.expect("an answer");
         assert_eq!(response.status().as_u16(), 200, "{path}");
         let mut stream = response.bytes_stream().eventsource();
         let mut events = Vec::new();

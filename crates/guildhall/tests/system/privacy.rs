@@ -59,7 +59,7 @@ impl Operation {
     }
 
     async fn ask(&self, person: &Person, id: &str) -> Answer {
-        let request = person.request(self.method.clone(), &self.with(id));
+        let request = person.request(self.method.clone(), &self.with(id)).await;
         answer(if self.takes_json { request.json(&json!({})) } else { request }).await
     }
 }
@@ -91,11 +91,11 @@ async fn a_second_user_sees_nothing_of_the_first() {
             "/api/v1/batches/{id}/jobs" => json!({ "jobs": [{ "task": "demo_echo", "args": { "value": 1 } }] }),
             _ => json!({}),
         };
-        let request = other.request(operation.method.clone(), &operation.with(id));
+        let request = other.request(operation.method.clone(), &operation.with(id)).await;
         let refused = answer(if operation.takes_json { request.json(&body) } else { request }).await;
         assert_eq!(refused.status, StatusCode::NOT_FOUND, "{operation:?}: {:#}", refused.body);
         // And it is the same answer as for what is not there at all.
-        let request = other.request(operation.method.clone(), &operation.with(NOBODYS));
+        let request = other.request(operation.method.clone(), &operation.with(NOBODYS)).await;
         let absent = answer(if operation.takes_json { request.json(&body) } else { request }).await;
         assert_eq!(refused.body["code"], absent.body["code"], "{operation:?}");
         asked += 1;
