@@ -23,6 +23,7 @@ pub struct Event {
 }
 
 impl Event {
+    #[expect(clippy::needless_pass_by_value, reason = "an id is copied, and a borrow of it would only be in the way")]
     pub fn new(kind: &'static str, subject: impl ToString, message: &impl Message) -> Self {
         Self { kind, subject: subject.to_string(), data: message.encode_to_vec() }
     }

@@ -116,7 +116,7 @@ impl Tasks {
                 () = hard.cancelled() => {}
             }
         };
-        #[expect(clippy::disallowed_methods, reason = "the one place that spawns: named, tracked, stoppable")]
+        // The one place that spawns: named, tracked, stoppable.
         self.tracker.spawn(future.instrument(tracing::info_span!("task", task.name = name)));
     }
 

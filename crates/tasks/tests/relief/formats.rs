@@ -74,9 +74,12 @@ fn transparent_places_are_ground_and_half_transparent_ones_half_as_high() {
     assert_quadrants(&fixture("lossy-alpha.webp"), [0, rest[0], rest[1], rest[2]], 4, "lossy WebP");
 }
 
+/// A name, how it is coded, and a grey in its colour space.
+type Kind = (&'static str, TileJpeg, fn(u8) -> [u8; 4]);
+
 #[test]
 fn jpeg_of_every_colour_space_and_coding() {
-    let kinds: [(&str, TileJpeg, fn(u8) -> [u8; 4]); 9] = [
+    let kinds: [Kind; 9] = [
         ("grey", TileJpeg::GREY, |grey| [grey; 4]),
         ("YCbCr", TileJpeg { components: 3, ..TileJpeg::GREY }, |grey| [grey, 128, 128, 0]),
         ("RGB", TileJpeg { components: 3, adobe: Some(0), ..TileJpeg::GREY }, |grey| [grey, grey, grey, 0]),
