@@ -3,7 +3,9 @@
 //!
 //! Nothing here stores a hash or knows whose it is.
 
-use std::sync::Arc;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread;
 use std::time::Duration;
 
 use argon2::{
@@ -11,7 +13,7 @@ use argon2::{
     password_hash::{PasswordHasher as _, PasswordVerifier as _, phc::PasswordHash},
 };
 use kit::{Fail, Secret, fail::Violation};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 use unicode_normalization::UnicodeNormalization as _;
 
 use crate::{Settings, email::Email, random};
@@ -27,6 +29,9 @@ const CHAR_BYTES_MAX: usize = 4;
 /// Callers that wait for each hash at work. Thirty wait about 0.7 s at the default parameters; who comes after them is
 /// told to come back.
 const WAITING_PER_HASH: usize = 30;
+/// New passwords take at most one place in so many. Anybody may register as often as they like, while guesses are
+/// throttled before they come here: so a flood of registrations leaves room for people who sign in.
+const PLACES_PER_NEW_PASSWORD: usize = 2;
 
 /// A password in the one form that is hashed, NFKC, so that two keyboards make one of the same letters (NIST SP
 /// 800-63B-4, section 3.1.1.2).
@@ -79,10 +84,11 @@ pub(crate) struct Hasher(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     argon2: Argon2<'static>,
-    /// A permit for each hash at work.
-    work: Arc<Semaphore>,
+    threads: Threads,
     /// A permit for each hash at work or waited for.
     places: Arc<Semaphore>,
+    /// A permit for each of them that is a new password's.
+    new_passwords: Arc<Semaphore>,
     /// The hash of no password, checked where there is no account so that its absence takes as long.
     nobody: String,
 }
@@ -101,11 +107,13 @@ impl Hasher {
         let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
         let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let hashes_max = settings.password_hashes_max.map_or_else(cores, |most| most as usize);
+        let places = hashes_max * (1 + WAITING_PER_HASH);
         let nobody = argon2.hash_password(&random::bytes::<32>()?).map_err(Fail::internal)?.to_string();
         Ok(Self(Arc::new(Inner {
             argon2,
-            work: Arc::new(Semaphore::new(hashes_max)),
-            places: Arc::new(Semaphore::new(hashes_max * (1 + WAITING_PER_HASH))),
+            threads: Threads::start(hashes_max).map_err(Fail::internal)?,
+            places: Arc::new(Semaphore::new(places)),
+            new_passwords: Arc::new(Semaphore::new((places / PLACES_PER_NEW_PASSWORD).max(1))),
             nobody,
         })))
     }
@@ -116,7 +124,7 @@ impl Hasher {
     /// `auth.busy` (503) when too many wait already.
     pub(crate) async fn hash(&self, password: &Password) -> Result<String, Fail> {
         let password = password.clone();
-        self.run(move |inner| {
+        self.run_new(move |inner| {
             let hash = inner.argon2.hash_password(password.0.expose().as_bytes()).map_err(Fail::internal)?;
             Ok(hash.to_string())
         })
@@ -147,7 +155,7 @@ impl Hasher {
     /// # Errors
     /// As [`hash`](Self::hash).
     pub(crate) async fn stretch(&self, digest: [u8; 32], salt: [u8; 32]) -> Result<[u8; 32], Fail> {
-        self.run(move |inner| {
+        self.run_new(move |inner| {
             let mut stretched = [0; 32];
             inner.argon2.hash_password_into(&digest, &salt, &mut stretched).map_err(Fail::internal)?;
             Ok(stretched)
@@ -155,23 +163,65 @@ impl Hasher {
         .await
     }
 
+    /// As [`run`](Self::run), in one of the places for new passwords.
+    async fn run_new<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Inner) -> Result<T, Fail> + Send + 'static,
+    ) -> Result<T, Fail> {
+        let _place = Arc::clone(&self.0.new_passwords).try_acquire_owned().map_err(|_| busy())?;
+        self.run(work).await
+    }
+
     async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Inner) -> Result<T, Fail> + Send + 'static,
     ) -> Result<T, Fail> {
-        let busy = || {
-            Fail::unavailable("auth.busy", "Too many sign-ins are waiting already.").retry_after(Duration::from_secs(1))
-        };
         let place = Arc::clone(&self.0.places).try_acquire_owned().map_err(|_| busy())?;
-        let permit = Arc::clone(&self.0.work).acquire_owned().await.map_err(Fail::internal)?;
         let inner = Arc::clone(&self.0);
-        let done = tokio::task::spawn_blocking(move || {
-            let done = work(&inner);
-            // Held to here, also when the caller has gone: the core and the memory are spent all the same.
-            drop((permit, place));
-            done
-        });
+        let (answer, done) = oneshot::channel();
+        self.0.threads.take(Box::new(move || {
+            // Whoever went away while it waited is not worth a core. Once begun it is held to the end: the core and the
+            // memory are spent all the same.
+            if !answer.is_closed() {
+                let _gone = answer.send(work(&inner));
+            }
+            drop(place);
+        }))?;
         done.await.map_err(Fail::internal)?
+    }
+}
+
+fn busy() -> Fail {
+    Fail::unavailable("auth.busy", "Too many sign-ins are waiting already.").retry_after(Duration::from_secs(1))
+}
+
+type Work = Box<dyn FnOnce() + Send>;
+
+/// Threads that do nothing but hash, as many as hashes may be at work. An allocator keeps what was freed for the thread,
+/// or group of threads, that had it: on a pool of many threads a flood of hashes would leave every group with the memory
+/// of several. They end when this is dropped and what was taken is done.
+#[derive(Debug)]
+struct Threads(mpsc::Sender<Work>);
+
+impl Threads {
+    fn start(count: usize) -> std::io::Result<Self> {
+        let (sender, receiver) = mpsc::channel::<Work>();
+        let receiver = Arc::new(Mutex::new(receiver));
+        for _ in 0..count {
+            let receiver = Arc::clone(&receiver);
+            thread::Builder::new().name("password-hash".to_owned()).spawn(move || {
+                // The lock is let go of with the statement: it is held while waiting and never while hashing.
+                while let Ok(work) = { receiver.lock().unwrap_or_else(PoisonError::into_inner).recv() } {
+                    // A panic is told to who waits by the end of their channel, and must not cost us the thread.
+                    let _panicked = catch_unwind(AssertUnwindSafe(work));
+                }
+            })?;
+        }
+        Ok(Self(sender))
+    }
+
+    fn take(&self, work: Work) -> Result<(), Fail> {
+        self.0.send(work).map_err(|_| Fail::internal("the threads that hash passwords have ended"))
     }
 }
 
@@ -243,5 +293,25 @@ mod tests {
         assert!(refused.retry_after_hint().is_some());
         // Without an account there is work too, behind the same queue.
         assert!(hasher.verify(&offer("correct horse"), None).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_new_passwords_leaves_room_for_those_who_sign_in() {
+        let hasher = hasher(1);
+        let hash = hasher.hash(&offer("correct horse")).await.expect("a hash");
+        let new = hasher.0.new_passwords.available_permits();
+        assert!(new < hasher.0.places.available_permits());
+        let _flood = hasher.0.new_passwords.try_acquire_many(u32::try_from(new).expect("few")).expect("all are free");
+        assert_eq!(hasher.hash(&offer("battery staple")).await.expect_err("no room").code(), "auth.busy");
+        assert_eq!(hasher.verify(&offer("correct horse"), Some(&hash)).await.expect("room"), Verified::Yes);
+    }
+
+    #[tokio::test]
+    async fn a_panic_while_hashing_costs_one_caller_its_answer_and_no_thread() {
+        let one = Settings { password_hashes_max: Some(1), password_memory_kib: 8192, ..Settings::default() };
+        let hasher = Hasher::new(&one).expect("good parameters");
+        let panicked = hasher.run(|_| -> Result<(), Fail> { panic!("on purpose") }).await;
+        assert_eq!(panicked.expect_err("it panicked").kind(), kit::Kind::Internal);
+        assert!(hasher.hash(&offer("correct horse")).await.is_ok());
     }
 }
