@@ -3,6 +3,9 @@
 //!
 //! Each file gets a row from `jobs` before its first byte is stored, and becomes visible with the last. Whatever ends an
 //! upload early, a refusal, a broken connection or a lost role, gives its rows and bytes up.
+//!
+//! On a slow link it lasts longer than the caller's access token. The token is shown once, with the first file; from then
+//! on the ticket that `jobs` answers with stands for the upload, and the caller's session must still be live.
 
 use std::{
     sync::{
@@ -15,25 +18,29 @@ use std::{
 use axum::body::{Body, BodyDataStream};
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, stream};
-use kit::{Fail, grpc::Call, storage::Writer};
+use kit::{Fail, Secret, grpc::Call, storage::Writer};
 use multer::{Field, Multipart};
 use proto::jobs::{
-    AbandonFilesRequest, CompleteFilesRequest, CompleteFilesResponse, CompletedFile, ReserveFilesRequest,
-    ReserveFilesResponse,
+    AbandonFilesRequest, CompleteFilesRequest, CompleteFilesResponse, CompletedFile, ExtendFilesRequest,
+    ReserveFilesRequest, ReserveFilesResponse, ReservedFile,
 };
 use sha2::{Digest as _, Sha256};
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
-use uuid::Uuid;
 
 use crate::{
     content_type,
     door::Door,
+    revocations::ended,
     route::{Fails, UploadBody, stalled, with_streamed_body},
 };
+
+/// Longest time that an upload may take.
+pub(crate) const WITHIN: Duration = Duration::from_secs(6 * 60 * 60);
 
 pub(crate) const FAILS: Fails = Fails(&[
     (400, "files.malformed_multipart"),
     (400, "files.unknown_part"),
+    (404, "files.upload_not_found"),
     (408, "request.stalled"),
     (413, "files.too_large"),
     (413, "files.quota_exceeded"),
@@ -60,17 +67,15 @@ pub(crate) async fn receive(door: Arc<Door>, call: Call, body: UploadBody) -> Re
         .clone()
         .try_acquire_owned()
         .map_err(|_| Fail::unavailable("busy", "Too many uploads are at work: try again shortly."))?;
-    let id = door.clock.new_id();
     let mut upload = Upload {
         door,
         call,
-        id,
+        admitted_at: Instant::now(),
         reserved: None,
         writer: None,
         stored_bytes: 0,
         files: Vec::new(),
         digest: Sha256::new(),
-        is_open: false,
         ahead_bytes: Arc::default(),
         _permit: permit,
     };
@@ -86,20 +91,27 @@ pub(crate) async fn receive(door: Arc<Door>, call: Call, body: UploadBody) -> Re
 struct Upload {
     door: Arc<Door>,
     call: Call,
-    id: Uuid,
-    /// What `jobs` said last, and when.
-    reserved: Option<(ReserveFilesResponse, Instant)>,
+    admitted_at: Instant,
+    /// From the first file on, as long as there are rows to complete or to give up.
+    reserved: Option<Reserved>,
     /// The file that is arriving.
     writer: Option<Writer>,
     stored_bytes: u64,
     files: Vec<CompletedFile>,
     /// Of each file's name and digest: what an idempotency key stands for.
     digest: Sha256,
-    /// Whether there are rows to give up.
-    is_open: bool,
     /// Bytes that arrived since a file's bytes were last taken.
     ahead_bytes: Arc<AtomicUsize>,
     _permit: OwnedSemaphorePermit,
+}
+
+/// What `jobs` said last, and when.
+struct Reserved {
+    ticket: Secret,
+    quota_left_bytes: u64,
+    file_bytes_max: u64,
+    lease: Duration,
+    at: Instant,
 }
 
 impl Upload {
@@ -114,7 +126,7 @@ impl Upload {
         }
         self.ahead_bytes.store(0, Ordering::Relaxed);
         let name = clean_name(part.file_name().unwrap_or_default());
-        let row = self.reserve(vec![name.clone()]).await?;
+        let row = self.reserve(vec![name.clone()]).await?.pop();
         let row = row.ok_or_else(|| Fail::internal("jobs reserved no row for a file"))?;
         self.writer = Some(self.door.storage.writer(&row.storage_key)?);
 
@@ -140,7 +152,11 @@ impl Upload {
     }
 
     async fn write(&mut self, chunk: Bytes) -> Result<(), Fail> {
-        let (Some(writer), Some((reserved, at))) = (&mut self.writer, &self.reserved) else {
+        // Word of an ended session may come at any time: what follows it is not taken in.
+        if self.door.revocations.has_ended(&self.call) {
+            return Err(ended());
+        }
+        let (Some(writer), Some(reserved)) = (&mut self.writer, &self.reserved) else {
             return Err(Fail::internal("a file arrived without a place to go to"));
         };
         let file_bytes = writer.size() + chunk.len() as u64;
@@ -155,7 +171,7 @@ impl Upload {
                 "There is no room left for it: remove files you do not need.",
             ));
         }
-        let is_due = at.elapsed() > Duration::from_secs(u64::from(reserved.lease_s)) / 3;
+        let is_due = reserved.at.elapsed() > reserved.lease / 3;
         writer.write(chunk).await?;
         if is_due {
             self.reserve(Vec::new()).await?;
@@ -163,47 +179,66 @@ impl Upload {
         Ok(())
     }
 
-    /// Reserves a row for each name, and extends the lease of those there are. The row, if one name was given.
-    async fn reserve(&mut self, names: Vec<String>) -> Result<Option<proto::jobs::ReservedFile>, Fail> {
-        // From here on there may be rows, even if the answer is lost.
-        self.is_open = true;
-        let message = ReserveFilesRequest { upload_id: self.id.to_string(), names };
-        let mut answer = self.door.files().reserve(self.call.request(message)).await?.into_inner();
-        let row = answer.items.pop();
-        self.reserved = Some((answer, Instant::now()));
-        Ok(row)
+    /// Reserves a row for each name, and extends the lease of those there are.
+    async fn reserve(&mut self, names: Vec<String>) -> Result<Vec<ReservedFile>, Fail> {
+        let mut files = self.door.files();
+        let answer = match &self.reserved {
+            // If this answer is lost, the rows are given up with the end of their lease.
+            None => files.reserve(self.call.request(ReserveFilesRequest { names })).await?,
+            Some(reserved) => {
+                let message = ExtendFilesRequest { ticket: reserved.ticket.expose().clone(), names };
+                files.extend(self.call_by_ticket().request(message)).await?
+            }
+        };
+        let ReserveFilesResponse { items, quota_left_bytes, file_bytes_max, lease_s, ticket } = answer.into_inner();
+        self.reserved = Some(Reserved {
+            ticket: Secret::new(ticket),
+            quota_left_bytes,
+            file_bytes_max,
+            lease: Duration::from_secs(lease_s.into()),
+            at: Instant::now(),
+        });
+        Ok(items)
+    }
+
+    /// The caller's request without the caller's token.
+    fn call_by_ticket(&self) -> Call {
+        Call::anonymous(&self.call.request_id)
+            .with_traceparent(self.call.traceparent.clone())
+            .with_idempotency(self.call.idempotency.clone())
     }
 
     async fn complete(mut self) -> Result<CompleteFilesResponse, Fail> {
-        if self.files.is_empty() {
+        let (Some(reserved), false) = (&self.reserved, self.files.is_empty()) else {
             return Err(Fail::invalid("files.missing", "The upload has no file.").at(
                 format!("/{FIELD}"),
                 "required",
                 "At least one file must be sent.",
             ));
-        }
+        };
+        let door = &self.door;
+        door.revocations.admit_still(&self.call, self.admitted_at, || door.sessions()).await?;
+        let ticket = reserved.ticket.expose().clone();
         let digest = std::mem::take(&mut self.digest).finalize().into();
-        let message = CompleteFilesRequest { upload_id: self.id.to_string(), files: std::mem::take(&mut self.files) };
-        let call = with_streamed_body(&self.call, &digest);
+        let message = CompleteFilesRequest { ticket, files: std::mem::take(&mut self.files) };
+        let call = with_streamed_body(&self.call_by_ticket(), &digest);
         let answer = self.door.files().complete(call.request(message)).await?.into_inner();
         // Of a replay, too: the role has given the bytes of this one up by itself.
-        self.is_open = false;
+        self.reserved = None;
         Ok(answer)
     }
 }
 
 impl Drop for Upload {
     fn drop(&mut self) {
-        let writer = self.writer.take();
-        if !self.is_open && writer.is_none() {
-            return;
-        }
-        let (door, call, id) = (self.door.clone(), self.call.clone(), self.id);
+        // A writer writes to a row's place, so without rows there is no writer either.
+        let Some(reserved) = self.reserved.take() else { return };
+        let (door, call, writer) = (self.door.clone(), self.call_by_ticket(), self.writer.take());
         self.door.tasks.detach("give an upload up", async move {
             if let Some(writer) = writer {
                 writer.abort().await;
             }
-            let message = AbandonFilesRequest { upload_id: id.to_string() };
+            let message = AbandonFilesRequest { ticket: reserved.ticket.expose().clone() };
             if let Err(status) = door.files().abandon(call.request(message)).await {
                 // Its lease ends by itself, and its bytes with it.
                 tracing::warn!(error = %Fail::from(status), "an upload could not be given up");

@@ -18,8 +18,8 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use kit::{Fail, clock::to_timestamp, cursor::page_rows, grpc::Call};
 use proto::jobs::{
-    AbandonFilesRequest, AbandonFilesResponse, CompleteFilesRequest, CompleteFilesResponse, File, GetFileRequest,
-    ListFilesRequest, ListFilesResponse, RemoveFileRequest, RemoveFileResponse, ReserveFilesRequest,
+    AbandonFilesRequest, AbandonFilesResponse, CompleteFilesRequest, CompleteFilesResponse, ExtendFilesRequest, File,
+    GetFileRequest, ListFilesRequest, ListFilesResponse, RemoveFileRequest, RemoveFileResponse, ReserveFilesRequest,
     ReserveFilesResponse, files_server,
 };
 use sqlx::PgConnection;
@@ -44,21 +44,23 @@ impl Files {
 impl files_server::Files for Files {
     async fn reserve(&self, request: Request<ReserveFilesRequest>) -> Result<Response<ReserveFilesResponse>, Status> {
         let owner = Call::of(&request)?.caller()?.subject;
-        Ok(Response::new(uploads::reserve(&self.0, owner, request.get_ref()).await?))
+        Ok(Response::new(uploads::begin(&self.0, owner, request.get_ref()).await?))
+    }
+
+    async fn extend(&self, request: Request<ExtendFilesRequest>) -> Result<Response<ReserveFilesResponse>, Status> {
+        Ok(Response::new(uploads::extend(&self.0, request.get_ref()).await?))
     }
 
     async fn complete(
         &self,
         request: Request<CompleteFilesRequest>,
     ) -> Result<Response<CompleteFilesResponse>, Status> {
-        let call = Call::of(&request)?;
-        let (owner, key) = (call.caller()?.subject, call.idempotency.clone());
-        Ok(Response::new(uploads::complete(&self.0, owner, key.as_ref(), request.into_inner()).await?))
+        let key = Call::of(&request)?.idempotency.clone();
+        Ok(Response::new(uploads::complete(&self.0, key.as_ref(), request.into_inner()).await?))
     }
 
     async fn abandon(&self, request: Request<AbandonFilesRequest>) -> Result<Response<AbandonFilesResponse>, Status> {
-        let owner = Call::of(&request)?.caller()?.subject;
-        uploads::abandon(&self.0, owner, &request.get_ref().upload_id).await?;
+        uploads::abandon(&self.0, &request.get_ref().ticket).await?;
         Ok(Response::new(AbandonFilesResponse {}))
     }
 

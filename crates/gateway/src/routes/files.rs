@@ -1,7 +1,5 @@
 //! Files: in, out, and gone.
 
-use std::time::Duration;
-
 use kit::Fail;
 use proto::jobs as rpc;
 use schemars::JsonSchema;
@@ -22,7 +20,7 @@ const READ: Access = Access::Permission("files:read");
 const WRITE: Access = Access::Permission("files:write");
 const NOT_FOUND: Fails = Fails(&[(404, "files.not_found")]);
 /// As large as its files may be, for as long as bytes arrive, and not for ever.
-const UPLOAD: Limits = Limits { body_bytes_max: usize::MAX, within: Duration::from_secs(6 * 60 * 60) };
+const UPLOAD: Limits = Limits { body_bytes_max: usize::MAX, within: upload::WITHIN };
 
 pub(super) fn routes() -> Vec<Route> {
     vec![
@@ -31,6 +29,7 @@ pub(super) fn routes() -> Vec<Route> {
                 WRITE,
                 &[
                     "/guildhall.jobs.v1.Files/Reserve",
+                    "/guildhall.jobs.v1.Files/Extend",
                     "/guildhall.jobs.v1.Files/Complete",
                     "/guildhall.jobs.v1.Files/Abandon",
                 ],

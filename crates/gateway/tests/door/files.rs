@@ -9,8 +9,10 @@ use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
+    sync::mpsc,
     time::timeout,
 };
+use tokio_stream::wrappers::ReceiverStream;
 
 use crate::house::{House, PATIENCE, Person, pointers, problem, until};
 
@@ -148,6 +150,142 @@ async fn a_client_that_stalls_is_told_and_leaves_nothing_behind() {
     let count = timeout(PATIENCE, socket.read(&mut heard)).await.unwrap().unwrap();
     assert!(heard[..count].starts_with(b"HTTP/1.1 408"), "{}", String::from_utf8_lossy(&heard[..count]));
     nothing_left(&house, 0).await;
+}
+
+/// An upload whose body is sent piece by piece, as `drive` says.
+async fn upload_in_pieces(house: &House, who: &Person, drive: impl AsyncFnOnce(Pieces)) -> Response {
+    let (pieces, body) = mpsc::channel(4);
+    let request = house
+        .post("/api/v1/files")
+        .bearer_auth(&who.token)
+        .header("content-type", "multipart/form-data; boundary=x")
+        .body(reqwest::Body::wrap_stream(ReceiverStream::new(body)));
+    let (answer, ()) = tokio::join!(request.send(), drive(Pieces(pieces)));
+    answer.unwrap()
+}
+
+struct Pieces(mpsc::Sender<std::io::Result<&'static str>>);
+
+impl Pieces {
+    async fn send(&self, piece: &'static str) {
+        self.0.send(Ok(piece)).await.unwrap();
+    }
+}
+
+const FIRST_HALF: &str = "--x\r\ncontent-disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\nab";
+const SECOND_HALF: &str =
+    "c\r\n--x\r\ncontent-disposition: form-data; name=\"file\"; filename=\"b\"\r\n\r\n\r\n--x--\r\n";
+
+/// Waits until the gateway refuses someone with this code.
+async fn refused(house: &House, who: &Person, code: &str) {
+    let waiting = async {
+        loop {
+            let answer = house.get("/api/v1/me").bearer_auth(&who.token).send().await.unwrap();
+            if answer.status() == StatusCode::UNAUTHORIZED {
+                break problem(answer, 401, code).await;
+            }
+        }
+    };
+    timeout(PATIENCE, waiting).await.unwrap();
+}
+
+/// Someone whose token is over as soon as a verifier, which bears with clocks that differ by 5 s, says so.
+fn short_lived(house: &House) -> Person {
+    let ada = house.customer();
+    Person { token: house.token(ada.id, ada.session, "customer", 0), ..ada }
+}
+
+#[tokio::test]
+async fn an_upload_that_lasts_longer_than_its_token_is_completed() {
+    let house = House::open().await;
+    let ada = short_lived(&house);
+    let answer = upload_in_pieces(&house, &ada, async |pieces| {
+        pieces.send(FIRST_HALF).await;
+        until(&house.jobs.reserves, |count| *count > 0).await;
+        refused(&house, &ada, "auth.token_expired").await;
+        pieces.send(SECOND_HALF).await;
+    })
+    .await;
+    assert_eq!(answer.status(), 201);
+    let body: Value = answer.json().await.unwrap();
+    assert_eq!((&body["items"][0]["size_bytes"], &body["items"][1]["size_bytes"]), (&Value::from(3), &Value::from(0)));
+    assert_eq!(house.jobs.last_call().subject, ada.id);
+}
+
+#[tokio::test]
+async fn an_upload_whose_session_ends_is_refused_with_its_next_bytes() {
+    let house = House::open().await;
+    let ada = house.customer();
+    let answer = upload_in_pieces(&house, &ada, async |pieces| {
+        pieces.send(FIRST_HALF).await;
+        until(&house.jobs.reserves, |count| *count > 0).await;
+        house.auth.end(ada.session).await;
+        refused(&house, &ada, "auth.session_ended").await;
+        pieces.send(SECOND_HALF).await;
+    })
+    .await;
+    problem(answer, 401, "auth.session_ended").await;
+    nothing_left(&house, 0).await;
+    assert_eq!(*house.jobs.reserves.borrow(), 1, "its second file was not begun");
+}
+
+#[tokio::test]
+async fn an_upload_whose_session_ends_after_its_last_byte_is_not_completed() {
+    let house = House::open().await;
+    let ada = house.customer();
+    let answer = upload_in_pieces(&house, &ada, async |pieces| {
+        house.jobs.gate.send_replace(false);
+        pieces.send(FIRST_HALF).await;
+        pieces.send(SECOND_HALF).await;
+        drop(pieces);
+        // The second file, which is empty, waits for its row.
+        until(&house.jobs.waiting, |count| *count > 0).await;
+        house.auth.end(ada.session).await;
+        refused(&house, &ada, "auth.session_ended").await;
+        house.jobs.gate.send_replace(true);
+    })
+    .await;
+    problem(answer, 401, "auth.session_ended").await;
+    nothing_left(&house, 0).await;
+}
+
+#[tokio::test]
+async fn an_end_that_was_not_told_while_the_feed_was_lost_holds_for_an_upload_without_a_token() {
+    let house = House::open().await;
+    let ada = short_lived(&house);
+    let answer = upload_in_pieces(&house, &ada, async |pieces| {
+        pieces.send(FIRST_HALF).await;
+        until(&house.jobs.reserves, |count| *count > 0).await;
+        house.auth.break_feed();
+        refused(&house, &ada, "auth.token_expired").await;
+        house.auth.end(ada.session).await;
+        pieces.send(SECOND_HALF).await;
+        drop(pieces);
+        house.auth.mend_feed();
+    })
+    .await;
+    problem(answer, 401, "auth.session_ended").await;
+    nothing_left(&house, 0).await;
+}
+
+#[tokio::test]
+async fn with_the_feed_lost_auth_is_asked_about_an_upload_once_more_at_its_end() {
+    let house = House::open().await;
+    let (ada, bob) = (house.customer(), house.customer());
+    house.auth.break_feed();
+    while *house.auth.checks.borrow() == 0 {
+        assert_eq!(house.get("/api/v1/me").bearer_auth(&bob.token).send().await.unwrap().status(), 200);
+    }
+    let answer = upload_in_pieces(&house, &ada, async |pieces| {
+        pieces.send(FIRST_HALF).await;
+        until(&house.jobs.reserves, |count| *count > 0).await;
+        house.auth.end(ada.session).await;
+        pieces.send(SECOND_HALF).await;
+    })
+    .await;
+    problem(answer, 401, "auth.session_ended").await;
+    nothing_left(&house, 0).await;
+    stored(&house, &bob, "a", b"a").await;
 }
 
 #[tokio::test]

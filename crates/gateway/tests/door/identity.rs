@@ -19,11 +19,19 @@ fn sample(path: &str) -> String {
 fn every_route_declares_what_the_methods_it_calls_declare() {
     for route in routes::all() {
         let route = route.declared();
-        for call in route.calls {
-            let method = proto::METHODS.iter().find(|method| method.path == *call);
-            let method = method.unwrap_or_else(|| panic!("{} calls {call}, which does not exist", route.path));
-            assert_eq!(Access::from(method.need), route.access, "{} {}", route.method, route.path);
-        }
+        let needs: Vec<Access> = route
+            .calls
+            .iter()
+            .map(|call| {
+                let method = proto::METHODS.iter().find(|method| method.path == *call);
+                let method = method.unwrap_or_else(|| panic!("{} calls {call}, which does not exist", route.path));
+                Access::from(method.need)
+            })
+            .collect();
+        // One that goes on with what another began takes what that one answered with for its credential.
+        assert!(needs.first().is_none_or(|need| *need == route.access), "{} {}", route.method, route.path);
+        let mut further = needs.iter().skip(1);
+        assert!(further.all(|need| [route.access, Access::Public].contains(need)), "{} {}", route.method, route.path);
         if route.calls.is_empty() {
             assert_eq!(route.access, Access::Public, "{} guards nothing", route.path);
         }

@@ -6,7 +6,7 @@ use std::{path::PathBuf, time::Duration};
 use bytes::Bytes;
 use kit::{Clock, Fail, storage::Storage, tasks::Tasks, testing::TestDatabase};
 use proto::{
-    jobs::{CompleteFilesRequest, CompletedFile, ReserveFilesRequest},
+    jobs::{CompleteFilesRequest, CompletedFile, ExtendFilesRequest, ReserveFilesRequest},
     worker::WrittenFile,
 };
 use tempfile::TempDir;
@@ -48,26 +48,25 @@ impl House {
         Self { owner: clock.new_id(), jobs, clock, storage, folder, _database: database }
     }
 
-    /// An upload of one file whose bytes are stored.
+    /// An upload of one file whose bytes are stored: its ticket, and the file.
     async fn upload(&self) -> (String, Uuid) {
-        let upload_id = self.clock.new_id().to_string();
-        let asked = ReserveFilesRequest { upload_id: upload_id.clone(), names: vec!["a".to_owned()] };
-        let reserved = uploads::reserve(&self.jobs.core, self.owner, &asked).await.expect("reserved");
+        let asked = ReserveFilesRequest { names: vec!["a".to_owned()] };
+        let reserved = uploads::begin(&self.jobs.core, self.owner, &asked).await.expect("reserved");
         self.write(&reserved.items[0].storage_key).await;
-        (upload_id, reserved.items[0].id.parse().expect("an id"))
+        (reserved.ticket, reserved.items[0].id.parse().expect("an id"))
     }
 
     /// A whole file of 4 bytes.
     async fn file(&self) -> Uuid {
-        let (upload_id, id) = self.upload().await;
+        let (ticket, id) = self.upload().await;
         let file = CompletedFile {
             id: id.to_string(),
             content_type: "text/plain".to_owned(),
             size_bytes: 4,
             sha256: "0".repeat(64),
         };
-        let asked = CompleteFilesRequest { upload_id, files: vec![file] };
-        uploads::complete(&self.jobs.core, self.owner, None, asked).await.expect("complete");
+        let asked = CompleteFilesRequest { ticket, files: vec![file] };
+        uploads::complete(&self.jobs.core, None, asked).await.expect("complete");
         id
     }
 
@@ -146,8 +145,8 @@ async fn an_upload_that_stands_still_is_dropped_and_one_that_goes_on_is_kept() {
     let (_, still) = house.upload().await;
     let (moving, moved) = house.upload().await;
     house.clock.advance(10 * MINUTE);
-    let asked = ReserveFilesRequest { upload_id: moving, names: Vec::new() };
-    uploads::reserve(&house.jobs.core, house.owner, &asked).await.expect("extended");
+    let asked = ExtendFilesRequest { ticket: moving, names: Vec::new() };
+    uploads::extend(&house.jobs.core, &asked).await.expect("extended");
     house.sweep().await;
     assert_eq!(house.state(still).await.as_deref(), Some("writing"), "its lease is not over");
 

@@ -1,13 +1,17 @@
 //! Uploads: several files that become whole together or not at all. The gateway reserves rows, streams the bytes into
-//! object storage, and completes. An upload's id is its owner's: another owner's upload of the same id is another upload.
+//! object storage, and completes.
+//!
+//! Bytes may arrive for longer than an access token lives, so only the beginning shows the caller's token. It is answered
+//! with a ticket, signed here, that names the upload and its owner: the right to go on with this upload and nothing else,
+//! for as long as the upload is there.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use kit::{Fail, grpc::IdempotencyKey, idempotency};
 use proto::jobs::{
-    CompleteFilesRequest, CompleteFilesResponse, CompletedFile, File, ReserveFilesRequest, ReserveFilesResponse,
-    ReservedFile,
+    CompleteFilesRequest, CompleteFilesResponse, CompletedFile, ExtendFilesRequest, File, ReserveFilesRequest,
+    ReserveFilesResponse, ReservedFile,
 };
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -18,89 +22,154 @@ use crate::{Core, SCHEMA};
 /// Most files of one upload.
 const FILES_MAX: usize = 100;
 
-/// Reserves a row for each name, and extends the lease of the whole upload.
+/// What a ticket names.
+#[derive(Debug, Clone, Copy)]
+struct Upload {
+    id: Uuid,
+    owner: Uuid,
+}
+
+impl Upload {
+    /// What a ticket is signed for, apart from the cursors of lists.
+    const PURPOSE: &str = "upload";
+
+    fn ticket(self, core: &Core) -> String {
+        core.cursors.encode(Self::PURPOSE, &[&self.id.to_string(), &self.owner.to_string()])
+    }
+
+    /// The upload that a ticket is for.
+    ///
+    /// # Errors
+    /// `files.upload_not_found` for anything that this role has not signed as a ticket.
+    fn of(core: &Core, ticket: &str) -> Result<Self, Fail> {
+        let parts = core.cursors.decode(Self::PURPOSE, ticket).map_err(|_| not_found())?;
+        match parts.as_slice() {
+            [id, owner] => {
+                Ok(Self { id: id.parse().map_err(|_| not_found())?, owner: owner.parse().map_err(|_| not_found())? })
+            }
+            _ => Err(not_found()),
+        }
+    }
+}
+
+/// Begins an upload, with a row for each name.
 ///
 /// # Errors
-/// `files.invalid_upload`, `files.too_many` (422), `files.quota_exceeded` (413).
-pub(super) async fn reserve(
-    core: &Core,
-    owner: Uuid,
-    asked: &ReserveFilesRequest,
-) -> Result<ReserveFilesResponse, Fail> {
-    let upload = parse_upload(&asked.upload_id)?;
-    let now = core.clock.now();
-    let lease_s = core.settings.upload_lease_s;
-    let expires_at = now + Duration::from_secs(u64::from(lease_s));
-
-    let mut transaction = core.pool.begin().await?;
-    let used = lock_usage(&mut transaction, owner).await?;
-    let left = core.settings.owner_bytes_max.0.saturating_sub(used.unsigned_abs());
-    if left == 0 && !asked.names.is_empty() {
-        return Err(quota_exceeded(core));
+/// `files.no_names`, `files.too_many` (422), `files.quota_exceeded` (413).
+pub(super) async fn begin(core: &Core, owner: Uuid, asked: &ReserveFilesRequest) -> Result<ReserveFilesResponse, Fail> {
+    if asked.names.is_empty() {
+        return Err(Fail::invalid("files.no_names", "An upload begins with at least one file."));
     }
-    let reserved = sqlx::query!(
+    let mut transaction = core.pool.begin().await?;
+    let left_bytes = quota_left(core, &mut transaction, owner).await?;
+    let upload = Upload { id: core.clock.new_id(), owner };
+    let answer = reserve(core, &mut transaction, upload, 0, &asked.names, left_bytes).await?;
+    transaction.commit().await?;
+    Ok(answer)
+}
+
+/// Reserves a row for each further name, if there are any, and extends the lease of the whole upload. A ticket does not
+/// outlive its upload: one that is whole or dropped takes no more files.
+///
+/// # Errors
+/// `files.upload_not_found` (404), `files.too_many` (422), `files.quota_exceeded` (413).
+pub(super) async fn extend(core: &Core, asked: &ExtendFilesRequest) -> Result<ReserveFilesResponse, Fail> {
+    let upload = Upload::of(core, &asked.ticket)?;
+    let mut transaction = core.pool.begin().await?;
+    let left_bytes = quota_left(core, &mut transaction, upload.owner).await?;
+    let held = sqlx::query!(
         "update jobs.file
          set expires_at = $3
          where upload_id = $1 and owner_id = $2 and state = 'writing'",
-        upload,
-        owner,
-        expires_at,
+        upload.id,
+        upload.owner,
+        lease_end(core),
     )
     .execute(&mut *transaction)
     .await?
     .rows_affected();
-    if reserved + asked.names.len() as u64 > FILES_MAX as u64 {
+    if held == 0 {
+        return Err(not_found());
+    }
+    let answer = reserve(core, &mut transaction, upload, held, &asked.names, left_bytes).await?;
+    transaction.commit().await?;
+    Ok(answer)
+}
+
+/// Writes a row for each name, of an upload that has `held` of them already.
+async fn reserve(
+    core: &Core,
+    conn: &mut PgConnection,
+    upload: Upload,
+    held: u64,
+    names: &[String],
+    left_bytes: u64,
+) -> Result<ReserveFilesResponse, Fail> {
+    if left_bytes == 0 && !names.is_empty() {
+        return Err(quota_exceeded(core));
+    }
+    if held + names.len() as u64 > FILES_MAX as u64 {
         return Err(Fail::invalid("files.too_many", format!("One upload takes at most {FILES_MAX} files.")));
     }
-    let ids: Vec<Uuid> = asked.names.iter().map(|_| core.clock.new_id()).collect();
-    let names: Vec<String> = asked.names.iter().map(|name| name::sanitised(name)).collect();
+    let ids: Vec<Uuid> = names.iter().map(|_| core.clock.new_id()).collect();
+    let names: Vec<String> = names.iter().map(|name| name::sanitised(name)).collect();
     sqlx::query!(
         "insert into jobs.file (id, owner_id, name, state, upload_id, created_at, expires_at)
          select id, $3, name, 'writing', $4, $5, $6
          from unnest($1::uuid[], $2::text[]) as new (id, name)",
         &ids,
         &names,
-        owner,
-        upload,
-        now,
-        expires_at,
+        upload.owner,
+        upload.id,
+        core.clock.now(),
+        lease_end(core),
     )
-    .execute(&mut *transaction)
+    .execute(conn)
     .await?;
-    transaction.commit().await?;
     Ok(ReserveFilesResponse {
         items: ids.into_iter().map(|id| ReservedFile { id: id.to_string(), storage_key: storage_key(id) }).collect(),
-        quota_left_bytes: left,
+        quota_left_bytes: left_bytes,
         file_bytes_max: core.settings.file_bytes_max.0,
-        lease_s,
+        lease_s: core.settings.upload_lease_s,
+        ticket: upload.ticket(core),
     })
+}
+
+/// When an upload that stands still from now on is dropped.
+fn lease_end(core: &Core) -> DateTime<Utc> {
+    core.clock.now() + Duration::from_secs(u64::from(core.settings.upload_lease_s))
+}
+
+/// What the owner may still store; locks the count for the rest of the transaction.
+async fn quota_left(core: &Core, conn: &mut PgConnection, owner: Uuid) -> Result<u64, Fail> {
+    let used = lock_usage(conn, owner).await?;
+    Ok(core.settings.owner_bytes_max.0.saturating_sub(used.unsigned_abs()))
 }
 
 /// Makes the named files whole and gives up the upload's others. A repeat under the same idempotency key is a second
 /// upload of the same bytes: it gets the first answer, and its own files are given up.
 ///
 /// # Errors
-/// `files.invalid_upload`, `files.not_described`, `files.upload_not_found` (404), `files.too_large`,
-/// `files.quota_exceeded` (413), and those of [`idempotency::once`].
+/// `files.not_described`, `files.upload_not_found` (404), `files.too_large`, `files.quota_exceeded` (413), and those of
+/// [`idempotency::once`].
 pub(super) async fn complete(
     core: &Arc<Core>,
-    owner: Uuid,
     key: Option<&IdempotencyKey>,
     asked: CompleteFilesRequest,
 ) -> Result<CompleteFilesResponse, Fail> {
-    let upload = parse_upload(&asked.upload_id)?;
+    let upload = Upload::of(core, &asked.ticket)?;
     let now = core.clock.now();
     let transaction = core.pool.begin().await?;
     let effect_core = Arc::clone(core);
-    let (answer, is_replayed) = idempotency::once(transaction, SCHEMA, owner, key, now, move |conn| {
+    let (answer, is_replayed) = idempotency::once(transaction, SCHEMA, upload.owner, key, now, move |conn| {
         Box::pin(async move {
-            let items = make_whole(conn, &effect_core, owner, upload, asked.files, now).await?;
+            let items = make_whole(conn, &effect_core, upload, asked.files, now).await?;
             Ok(CompleteFilesResponse { items, replayed: false })
         })
     })
     .await?;
     if is_replayed {
-        doom(&mut *core.pool.acquire().await?, owner, upload, now).await?;
+        doom(&mut *core.pool.acquire().await?, upload, now).await?;
     }
     Ok(CompleteFilesResponse { replayed: is_replayed, ..answer })
 }
@@ -108,17 +177,16 @@ pub(super) async fn complete(
 /// Gives an upload up. One that is not there, or whole already, is left as it is.
 ///
 /// # Errors
-/// `files.invalid_upload`.
-pub(super) async fn abandon(core: &Core, owner: Uuid, upload: &str) -> Result<(), Fail> {
-    let upload = parse_upload(upload)?;
-    doom(&mut *core.pool.acquire().await?, owner, upload, core.clock.now()).await
+/// `files.upload_not_found` (404) for what is no ticket.
+pub(super) async fn abandon(core: &Core, ticket: &str) -> Result<(), Fail> {
+    let upload = Upload::of(core, ticket)?;
+    doom(&mut *core.pool.acquire().await?, upload, core.clock.now()).await
 }
 
 async fn make_whole(
     conn: &mut PgConnection,
     core: &Core,
-    owner: Uuid,
-    upload: Uuid,
+    upload: Upload,
     files: Vec<CompletedFile>,
     now: DateTime<Utc>,
 ) -> Result<Vec<File>, Fail> {
@@ -128,14 +196,14 @@ async fn make_whole(
         let message = format!("A file may have at most {file_bytes_max} bytes.");
         return Err(Fail::too_large("files.too_large", message));
     }
-    let used = lock_usage(conn, owner).await?;
-    let added = write_descriptions(conn, owner, upload, &files).await?;
+    let used = lock_usage(conn, upload.owner).await?;
+    let added = write_descriptions(conn, upload, &files).await?;
     if used.saturating_add(added).unsigned_abs() > core.settings.owner_bytes_max.0 {
         return Err(quota_exceeded(core));
     }
-    let whole = read_whole(conn, owner, upload, &files).await?;
-    add_usage(conn, owner, added).await?;
-    doom(conn, owner, upload, now).await?;
+    let whole = read_whole(conn, upload, &files).await?;
+    add_usage(conn, upload.owner, added).await?;
+    doom(conn, upload, now).await?;
     Ok(whole)
 }
 
@@ -157,12 +225,7 @@ fn described(files: Vec<CompletedFile>) -> Result<Vec<Description>, Fail> {
 }
 
 /// Makes those of the files whole that are being written; the bytes they add.
-async fn write_descriptions(
-    conn: &mut PgConnection,
-    owner: Uuid,
-    upload: Uuid,
-    files: &[Description],
-) -> Result<i64, Fail> {
+async fn write_descriptions(conn: &mut PgConnection, upload: Upload, files: &[Description]) -> Result<i64, Fail> {
     let ids: Vec<Uuid> = files.iter().map(|file| file.id).collect();
     let types: Vec<String> = files.iter().map(|file| file.content_type.clone()).collect();
     let sizes: Vec<i64> = files.iter().map(|file| file.size_bytes).collect();
@@ -174,8 +237,8 @@ async fn write_descriptions(
            from unnest($3::uuid[], $4::text[], $5::bigint[], $6::bytea[]) as done (id, content_type, size_bytes, sha256)
            where file.id = done.id and file.upload_id = $1 and file.owner_id = $2 and file.state = 'writing'
            returning file.size_bytes as "size_bytes!""#,
-        upload,
-        owner,
+        upload.id,
+        upload.owner,
         &ids,
         &types,
         &sizes,
@@ -188,12 +251,7 @@ async fn write_descriptions(
 
 /// The files in the order they were named. Those that were whole before are there when they are described alike, so that
 /// a completion whose answer was lost can be asked for again.
-async fn read_whole(
-    conn: &mut PgConnection,
-    owner: Uuid,
-    upload: Uuid,
-    files: &[Description],
-) -> Result<Vec<File>, Fail> {
+async fn read_whole(conn: &mut PgConnection, upload: Upload, files: &[Description]) -> Result<Vec<File>, Fail> {
     let ids: Vec<Uuid> = files.iter().map(|file| file.id).collect();
     let mut rows: HashMap<Uuid, WholeFile> = sqlx::query_as!(
         WholeFile,
@@ -201,8 +259,8 @@ async fn read_whole(
              sha256 as "sha256!", created_at
            from jobs.file
            where id = any($3) and upload_id = $1 and owner_id = $2 and state = 'whole'"#,
-        upload,
-        owner,
+        upload.id,
+        upload.owner,
         &ids,
     )
     .fetch_all(conn)
@@ -216,20 +274,18 @@ async fn read_whole(
             rows.remove(&file.id)
                 .filter(|row| row.size_bytes == file.size_bytes && row.sha256 == file.sha256)
                 .map(File::from)
-                .ok_or_else(|| {
-                    Fail::not_found("files.upload_not_found", "The upload is not there, or its time is over.")
-                })
+                .ok_or_else(not_found)
         })
         .collect()
 }
 
-async fn doom(conn: &mut PgConnection, owner: Uuid, upload: Uuid, now: DateTime<Utc>) -> Result<(), Fail> {
+async fn doom(conn: &mut PgConnection, upload: Upload, now: DateTime<Utc>) -> Result<(), Fail> {
     sqlx::query!(
         "update jobs.file
          set state = 'doomed', expires_at = $3
          where upload_id = $1 and owner_id = $2 and state = 'writing'",
-        upload,
-        owner,
+        upload.id,
+        upload.owner,
         now,
     )
     .execute(conn)
@@ -237,8 +293,8 @@ async fn doom(conn: &mut PgConnection, owner: Uuid, upload: Uuid, now: DateTime<
     Ok(())
 }
 
-fn parse_upload(id: &str) -> Result<Uuid, Fail> {
-    id.parse().map_err(|_| Fail::malformed("files.invalid_upload", "The upload's id is not a UUID."))
+fn not_found() -> Fail {
+    Fail::not_found("files.upload_not_found", "The upload is not there, or its time is over.")
 }
 
 fn quota_exceeded(core: &Core) -> Fail {

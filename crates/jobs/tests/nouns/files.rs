@@ -10,8 +10,9 @@ use kit::{
 };
 use proto::{
     jobs::{
-        AbandonFilesRequest, CompleteFilesRequest, CompleteFilesResponse, CompletedFile, File, GetFileRequest,
-        ListFilesRequest, RemoveFileRequest, ReserveFilesRequest, ReserveFilesResponse, files_client::FilesClient,
+        AbandonFilesRequest, CompleteFilesRequest, CompleteFilesResponse, CompletedFile, ExtendFilesRequest, File,
+        GetFileRequest, ListFilesRequest, RemoveFileRequest, ReserveFilesRequest, ReserveFilesResponse,
+        files_client::FilesClient,
     },
     worker::{
         CreateAttemptFileRequest, GetAttemptFileRequest, Succeeded, WrittenFile, attempts_client::AttemptsClient,
@@ -27,14 +28,26 @@ fn client(house: &House) -> FilesClient<kit::grpc::Peer> {
     FilesClient::new(house.peer.clone())
 }
 
-fn upload(house: &House) -> String {
-    house.clock.new_id().to_string()
+fn owned(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
 }
 
-async fn reserve(house: &House, user: &User, upload: &str, names: &[&str]) -> Result<ReserveFilesResponse, Fail> {
-    let names = names.iter().map(|name| (*name).to_owned()).collect();
-    let request = user.call.request(ReserveFilesRequest { upload_id: upload.to_owned(), names });
-    answer(client(house).reserve(request).await)
+async fn begin(house: &House, user: &User, names: &[&str]) -> Result<ReserveFilesResponse, Fail> {
+    answer(client(house).reserve(user.call.request(ReserveFilesRequest { names: owned(names) })).await)
+}
+
+/// A call that shows no token, as those that show a ticket.
+fn nobody() -> Call {
+    Call::anonymous("request-1")
+}
+
+async fn extend(house: &House, ticket: &str, names: &[&str]) -> Result<ReserveFilesResponse, Fail> {
+    let message = ExtendFilesRequest { ticket: ticket.to_owned(), names: owned(names) };
+    answer(client(house).extend(nobody().request(message)).await)
+}
+
+async fn abandon(house: &House, ticket: &str) -> String {
+    code(client(house).abandon(nobody().request(AbandonFilesRequest { ticket: ticket.to_owned() })).await)
 }
 
 async fn write(house: &House, key: &str, bytes: &'static [u8]) -> Written {
@@ -57,30 +70,36 @@ fn of_size(id: &str, size: u64) -> CompletedFile {
     completed(id, &Written { size, sha256: "0".repeat(64) })
 }
 
-async fn complete(
+async fn complete(house: &House, ticket: &str, files: Vec<CompletedFile>) -> Result<CompleteFilesResponse, Fail> {
+    complete_by(house, &nobody(), ticket, files).await
+}
+
+async fn complete_by(
     house: &House,
     call: &Call,
-    upload: &str,
+    ticket: &str,
     files: Vec<CompletedFile>,
 ) -> Result<CompleteFilesResponse, Fail> {
-    let request = call.request(CompleteFilesRequest { upload_id: upload.to_owned(), files });
+    let request = call.request(CompleteFilesRequest { ticket: ticket.to_owned(), files });
     answer(client(house).complete(request).await)
 }
 
 /// Stores one file of `size` bytes, as far as the rows can tell.
 async fn store(house: &House, user: &User, size: u64) -> Result<File, Fail> {
-    let upload = upload(house);
-    let reserved = reserve(house, user, &upload, &["a.txt"]).await?;
-    let mut done = complete(house, &user.call, &upload, vec![of_size(&reserved.items[0].id, size)]).await?;
+    let upload = begin(house, user, &["a.txt"]).await?;
+    let mut done = complete(house, &upload.ticket, vec![of_size(&upload.items[0].id, size)]).await?;
     Ok(done.items.remove(0))
 }
 
-async fn states(house: &House, upload: &str) -> Vec<String> {
-    sqlx::query_scalar("select state from jobs.file where upload_id = $1 order by id")
-        .bind(Uuid::parse_str(upload).expect("an id"))
-        .fetch_all(house.pool())
-        .await
-        .expect("rows")
+/// Of the files of an upload, in the order they were reserved.
+async fn states(house: &House, upload: &ReserveFilesResponse) -> Vec<String> {
+    sqlx::query_scalar(
+        "select state from jobs.file where upload_id = (select upload_id from jobs.file where id = $1) order by id",
+    )
+    .bind(Uuid::parse_str(&upload.items[0].id).expect("an id"))
+    .fetch_all(house.pool())
+    .await
+    .expect("rows")
 }
 
 async fn usage(house: &House, user: &User) -> i64 {
@@ -109,18 +128,17 @@ async fn list(house: &House, user: &User, limit: u32, cursor: &str) -> Result<(V
 async fn an_upload_is_there_once_it_is_complete_and_not_before() {
     let house = House::open().await;
     let user = house.user("customer");
-    let upload = upload(&house);
-    let reserved = reserve(&house, &user, &upload, &["../a\n.txt", "b.png"]).await.expect("reserved");
-    let (first, second) = (&reserved.items[0], &reserved.items[1]);
-    assert_eq!((reserved.lease_s, reserved.file_bytes_max), (900, 2 << 30));
-    assert_eq!(reserved.quota_left_bytes, 50 << 30);
+    let upload = begin(&house, &user, &["../a\n.txt", "b.png"]).await.expect("reserved");
+    let (first, second) = (&upload.items[0], &upload.items[1]);
+    assert_eq!((upload.lease_s, upload.file_bytes_max), (900, 2 << 30));
+    assert_eq!(upload.quota_left_bytes, 50 << 30);
 
     let written = [write(&house, &first.storage_key, b"hello").await, write(&house, &second.storage_key, b"").await];
     assert_eq!(get(&house, &user, &first.id).await.expect_err("it is not whole").code(), "files.not_found");
     assert_eq!(list(&house, &user, 0, "").await.expect("a list").0, [""; 0]);
 
     let files = vec![completed(&second.id, &written[1]), completed(&first.id, &written[0])];
-    let done = complete(&house, &user.call, &upload, files).await.expect("complete");
+    let done = complete(&house, &upload.ticket, files).await.expect("complete");
     assert!(!done.replayed);
     let ids: Vec<&str> = done.items.iter().map(|file| file.id.as_str()).collect();
     assert_eq!(ids, [&second.id, &first.id], "in the order they were named");
@@ -161,21 +179,19 @@ async fn a_list_is_newest_first_and_its_pages_join() {
 #[tokio::test]
 async fn nobody_without_a_token_reaches_files() {
     let house = House::open().await;
-    let nobody = Call::anonymous("request-1");
+    let nobody = nobody();
     let mut client = client(&house);
     let codes = [
         code(client.reserve(nobody.request(ReserveFilesRequest::default())).await),
-        code(client.complete(nobody.request(CompleteFilesRequest::default())).await),
-        code(client.abandon(nobody.request(AbandonFilesRequest::default())).await),
         code(client.get(nobody.request(GetFileRequest::default())).await),
         code(client.list(nobody.request(ListFilesRequest::default())).await),
         code(client.remove(nobody.request(RemoveFileRequest::default())).await),
     ];
-    assert_eq!(codes, ["auth.required"; 6]);
+    assert_eq!(codes, ["auth.required"; 4]);
 }
 
 #[tokio::test]
-async fn a_strangers_file_and_upload_are_not_there() {
+async fn a_strangers_file_is_not_there() {
     let house = House::open().await;
     let (owner, stranger) = (house.user("customer"), house.user("customer"));
     let file = store(&house, &owner, 3).await.expect("stored");
@@ -184,16 +200,73 @@ async fn a_strangers_file_and_upload_are_not_there() {
         assert_eq!(remove(&house, &stranger, id).await, "files.not_found");
     }
     assert_eq!(list(&house, &stranger, 0, "").await.expect("a list").0, [""; 0]);
+}
 
-    let upload = upload(&house);
-    let reserved = reserve(&house, &owner, &upload, &["a"]).await.expect("reserved");
-    let files = vec![of_size(&reserved.items[0].id, 1)];
-    let refusal = complete(&house, &stranger.call, &upload, files.clone()).await.expect_err("not theirs");
-    assert_eq!(refusal.code(), "files.upload_not_found");
-    let abandoned = AbandonFilesRequest { upload_id: upload.clone() };
-    assert_eq!(code(client(&house).abandon(stranger.call.request(abandoned)).await), "ok");
+#[tokio::test]
+async fn an_upload_goes_on_by_its_ticket_when_its_callers_token_is_gone() {
+    let house = House::open().await;
+    let user = house.user("customer");
+    let upload = begin(&house, &user, &["a"]).await.expect("reserved");
+    let further = extend(&house, &upload.ticket, &["b"]).await.expect("one more");
+    assert_eq!(further.ticket, upload.ticket, "it is the same upload");
+    let files = vec![of_size(&upload.items[0].id, 3), of_size(&further.items[0].id, 4)];
+    let done = complete(&house, &upload.ticket, files).await.expect("complete");
+    assert_eq!(done.items[1].owner_id, user.id.to_string());
+    assert_eq!((states(&house, &upload).await.len(), usage(&house, &user).await), (2, 7));
+    get(&house, &user, &done.items[1].id).await.expect("its owner's");
+}
+
+#[tokio::test]
+async fn only_its_own_ticket_goes_on_with_an_upload() {
+    let house = House::open().await;
+    let (owner, stranger) = (house.user("customer"), house.user("customer"));
+    let upload = begin(&house, &owner, &["a"]).await.expect("reserved");
+    let file = &upload.items[0].id;
+    let others = begin(&house, &stranger, &["b"]).await.expect("reserved").ticket;
+    let own_other = begin(&house, &owner, &["c"]).await.expect("reserved").ticket;
+    for ticket in [&others, &own_other] {
+        let refusal = complete(&house, ticket, vec![of_size(file, 1)]).await.expect_err("another upload's");
+        assert_eq!(refusal.code(), "files.upload_not_found");
+        assert_eq!(abandon(&house, ticket).await, "ok", "that one alone");
+    }
+
+    // Signed by the same key, as the place where a page of files ends.
+    for _ in 0..2 {
+        store(&house, &owner, 1).await.expect("stored");
+    }
+    let cursor = list(&house, &owner, 1, "").await.expect("a page").1;
+    assert!(!cursor.is_empty());
+    let mut forged = upload.ticket.clone();
+    forged.replace_range(..1, if forged.starts_with('A') { "B" } else { "A" });
+    for ticket in [cursor.as_str(), forged.as_str(), file.as_str(), "no ticket", ""] {
+        let codes = [
+            extend(&house, ticket, &["d"]).await.map_or_else(|fail| fail.code().to_owned(), |_| "ok".to_owned()),
+            complete(&house, ticket, vec![of_size(file, 1)])
+                .await
+                .map_or_else(|fail| fail.code().to_owned(), |_| "ok".to_owned()),
+            abandon(&house, ticket).await,
+        ];
+        assert_eq!(codes, ["files.upload_not_found"; 3], "{ticket}");
+    }
+    let page = list(&house, &owner, 1, &upload.ticket).await.expect_err("no place in a list either");
+    assert_eq!(page.code(), "invalid_cursor");
     assert_eq!(states(&house, &upload).await, ["writing"]);
-    complete(&house, &owner.call, &upload, files).await.expect("still the owner's");
+    complete(&house, &upload.ticket, vec![of_size(file, 1)]).await.expect("its own");
+}
+
+#[tokio::test]
+async fn a_ticket_does_not_outlive_its_upload() {
+    let house = House::open().await;
+    let user = house.user("customer");
+    let done = begin(&house, &user, &["a"]).await.expect("reserved");
+    complete(&house, &done.ticket, vec![of_size(&done.items[0].id, 1)]).await.expect("complete");
+    let gone = begin(&house, &user, &["a"]).await.expect("reserved");
+    assert_eq!(abandon(&house, &gone.ticket).await, "ok");
+    for upload in [&done, &gone] {
+        let refusal = extend(&house, &upload.ticket, &["b"]).await.expect_err("it is over");
+        assert_eq!(refusal.code(), "files.upload_not_found");
+        assert_eq!(states(&house, upload).await.len(), 1);
+    }
 }
 
 #[tokio::test]
@@ -211,14 +284,14 @@ async fn an_administrator_sees_any_file_and_an_operator_only_its_own() {
 async fn an_upload_takes_a_hundred_files_and_not_one_more() {
     let house = House::open().await;
     let user = house.user("customer");
-    let upload = upload(&house);
-    reserve(&house, &user, &upload, &["a"; 60]).await.expect("60");
-    let refusal = reserve(&house, &user, &upload, &["a"; 41]).await.expect_err("101");
+    let upload = begin(&house, &user, &["a"; 60]).await.expect("60");
+    let refusal = extend(&house, &upload.ticket, &["a"; 41]).await.expect_err("101");
     assert_eq!(refusal.code(), "files.too_many");
     assert_eq!(states(&house, &upload).await.len(), 60, "a refusal reserves nothing");
-    reserve(&house, &user, &upload, &["a"; 40]).await.expect("100");
-    assert_eq!(reserve(&house, &user, &upload, &[]).await.expect("the lease is extended").items, []);
-    assert_eq!(reserve(&house, &user, "7", &[]).await.expect_err("no id").code(), "files.invalid_upload");
+    extend(&house, &upload.ticket, &["a"; 40]).await.expect("100");
+    assert_eq!(extend(&house, &upload.ticket, &[]).await.expect("the lease is extended").items, []);
+    assert_eq!(begin(&house, &user, &["a"; 101]).await.expect_err("101 at once").code(), "files.too_many");
+    assert_eq!(begin(&house, &user, &[]).await.expect_err("of nothing").code(), "files.no_names");
 }
 
 #[tokio::test]
@@ -229,9 +302,8 @@ async fn what_does_not_fit_its_description_or_the_limits_is_refused_and_nothing_
     })
     .await;
     let user = house.user("customer");
-    let upload = upload(&house);
-    let reserved = reserve(&house, &user, &upload, &["a", "b"]).await.expect("reserved");
-    let (a, b) = (reserved.items[0].id.as_str(), reserved.items[1].id.as_str());
+    let upload = begin(&house, &user, &["a", "b"]).await.expect("reserved");
+    let (a, b) = (upload.items[0].id.as_str(), upload.items[1].id.as_str());
     let stranger = house.clock.new_id().to_string();
     let bad_digest = CompletedFile { sha256: "é".repeat(32), ..of_size(a, 1) };
     let bad_type = CompletedFile { content_type: "a\r\nb".to_owned(), ..of_size(a, 1) };
@@ -245,12 +317,12 @@ async fn what_does_not_fit_its_description_or_the_limits_is_refused_and_nothing_
         (vec![of_size(a, 1), of_size(&stranger, 1)], "files.upload_not_found"),
         (vec![of_size(a, u64::MAX)], "files.not_described"),
     ] {
-        let fail = complete(&house, &user.call, &upload, files).await.expect_err(refusal);
+        let fail = complete(&house, &upload.ticket, files).await.expect_err(refusal);
         assert_eq!(fail.code(), refusal);
         assert_eq!(states(&house, &upload).await, ["writing", "writing"]);
     }
-    complete(&house, &user.call, &upload, vec![of_size(a, 60), of_size(b, 40)]).await.expect("exactly the quota");
-    let full = reserve(&house, &user, &self::upload(&house), &["c"]).await.expect_err("full");
+    complete(&house, &upload.ticket, vec![of_size(a, 60), of_size(b, 40)]).await.expect("exactly the quota");
+    let full = begin(&house, &user, &["c"]).await.expect_err("full");
     assert_eq!(full.code(), "files.quota_exceeded");
 }
 
@@ -271,72 +343,74 @@ async fn two_uploads_at_once_do_not_exceed_the_quota_together() {
 async fn completing_twice_counts_once() {
     let house = House::open().await;
     let user = house.user("customer");
-    let upload = upload(&house);
-    let reserved = reserve(&house, &user, &upload, &["a", "left out"]).await.expect("reserved");
-    let id = reserved.items[0].id.as_str();
-    let first = complete(&house, &user.call, &upload, vec![of_size(id, 7)]).await.expect("complete");
+    let upload = begin(&house, &user, &["a", "left out"]).await.expect("reserved");
+    let id = upload.items[0].id.as_str();
+    let first = complete(&house, &upload.ticket, vec![of_size(id, 7)]).await.expect("complete");
     assert_eq!(states(&house, &upload).await, ["whole", "doomed"]);
-    let again = complete(&house, &user.call, &upload, vec![of_size(id, 7)]).await.expect("the same again");
+    let again = complete(&house, &upload.ticket, vec![of_size(id, 7)]).await.expect("the same again");
     assert_eq!(first.items, again.items);
     assert_eq!(usage(&house, &user).await, 7);
-    let other = complete(&house, &user.call, &upload, vec![of_size(id, 8)]).await.expect_err("other bytes");
+    let other = complete(&house, &upload.ticket, vec![of_size(id, 8)]).await.expect_err("other bytes");
     assert_eq!(other.code(), "files.upload_not_found");
     assert_eq!(usage(&house, &user).await, 7);
 }
 
-fn keyed(user: &User, digest: u8) -> Call {
-    let key = IdempotencyKey { key: "upload-1".to_owned(), digest: [digest; 32] };
-    user.call.clone().with_idempotency(Some(key))
+/// A call with the owner's idempotency key, which a ticket does not stand in for.
+fn keyed(digest: u8) -> Call {
+    nobody().with_idempotency(Some(IdempotencyKey { key: "upload-1".to_owned(), digest: [digest; 32] }))
 }
 
 #[tokio::test]
 async fn the_same_upload_under_the_same_key_is_answered_as_before_and_its_copies_leave() {
     let house = House::open().await;
     let user = house.user("customer");
-    let (first, second) = (upload(&house), upload(&house));
-    let one = reserve(&house, &user, &first, &["a"]).await.expect("reserved").items.remove(0);
-    let done = complete(&house, &keyed(&user, 1), &first, vec![of_size(&one.id, 5)]).await.expect("complete");
-    let two = reserve(&house, &user, &second, &["a"]).await.expect("reserved").items.remove(0);
-    let again = complete(&house, &keyed(&user, 1), &second, vec![of_size(&two.id, 5)]).await.expect("replayed");
+    let first = begin(&house, &user, &["a"]).await.expect("reserved");
+    let files = vec![of_size(&first.items[0].id, 5)];
+    let done = complete_by(&house, &keyed(1), &first.ticket, files).await.expect("complete");
+    let second = begin(&house, &user, &["a"]).await.expect("reserved");
+    let files = vec![of_size(&second.items[0].id, 5)];
+    let again = complete_by(&house, &keyed(1), &second.ticket, files).await.expect("replayed");
     assert!(again.replayed && !done.replayed);
     assert_eq!(again.items, done.items);
     assert_eq!(states(&house, &second).await, ["doomed"]);
     assert_eq!(usage(&house, &user).await, 5);
 
-    let other = complete(&house, &keyed(&user, 2), &second, vec![]).await.expect_err("another body");
+    let other = complete_by(&house, &keyed(2), &second.ticket, vec![]).await.expect_err("another body");
     assert_eq!(other.code(), "idempotency.mismatch");
+    let stranger = house.user("customer");
+    let theirs = begin(&house, &stranger, &["a"]).await.expect("reserved");
+    let files = vec![of_size(&theirs.items[0].id, 5)];
+    let done = complete_by(&house, &keyed(1), &theirs.ticket, files).await.expect("a key of their own");
+    assert!(!done.replayed);
 }
 
 #[tokio::test]
 async fn an_upload_whose_twin_is_in_flight_is_told_so() {
     let house = House::open().await;
     let user = house.user("customer");
-    let upload = upload(&house);
-    let reserved = reserve(&house, &user, &upload, &["a"]).await.expect("reserved").items.remove(0);
+    let upload = begin(&house, &user, &["a"]).await.expect("reserved");
     let mut twin = house.pool().begin().await.expect("a transaction");
     sqlx::query("select pg_advisory_xact_lock(hashtextextended($1, 0))")
         .bind(format!("jobs:{}:upload-1", user.id))
         .execute(&mut *twin)
         .await
         .expect("held");
-    let files = vec![of_size(&reserved.id, 5)];
-    let refusal = complete(&house, &keyed(&user, 1), &upload, files.clone()).await.expect_err("in flight");
+    let files = vec![of_size(&upload.items[0].id, 5)];
+    let refusal = complete_by(&house, &keyed(1), &upload.ticket, files.clone()).await.expect_err("in flight");
     assert_eq!(refusal.code(), "idempotency.in_flight");
     twin.rollback().await.expect("given back");
-    complete(&house, &keyed(&user, 1), &upload, files).await.expect("free again");
+    complete_by(&house, &keyed(1), &upload.ticket, files).await.expect("free again");
 }
 
 #[tokio::test]
 async fn an_abandoned_upload_cannot_be_completed() {
     let house = House::open().await;
     let user = house.user("customer");
-    let upload = upload(&house);
-    let reserved = reserve(&house, &user, &upload, &["a"]).await.expect("reserved").items.remove(0);
+    let upload = begin(&house, &user, &["a"]).await.expect("reserved");
     for _ in 0..2 {
-        let request = user.call.request(AbandonFilesRequest { upload_id: upload.clone() });
-        assert_eq!(code(client(&house).abandon(request).await), "ok");
+        assert_eq!(abandon(&house, &upload.ticket).await, "ok");
     }
-    let refusal = complete(&house, &user.call, &upload, vec![of_size(&reserved.id, 5)]).await.expect_err("gone");
+    let refusal = complete(&house, &upload.ticket, vec![of_size(&upload.items[0].id, 5)]).await.expect_err("gone");
     assert_eq!(refusal.code(), "files.upload_not_found");
 }
 

@@ -10,13 +10,13 @@ use kit::{
 use parking_lot::Mutex;
 use proto::jobs::{
     AbandonFilesRequest, AbandonFilesResponse, AddBatchJobsRequest, Batch, BatchCounts, BatchState, CancelBatchRequest,
-    CancelJobRequest, CloseBatchRequest, CompleteFilesRequest, CompleteFilesResponse, CreateBatchRequest, File,
-    GetBatchRequest, GetFileRequest, GetJobRequest, Job, JobState, ListAttemptsRequest, ListAttemptsResponse,
-    ListBatchesRequest, ListBatchesResponse, ListFilesRequest, ListFilesResponse, ListJobsRequest, ListJobsResponse,
-    ListLogsRequest, ListLogsResponse, ListQueuesRequest, ListQueuesResponse, ListTasksRequest, ListTasksResponse,
-    ListWorkersRequest, ListWorkersResponse, LiveEvent, PauseQueueRequest, Queue, RemoveFileRequest,
-    RemoveFileResponse, ReserveFilesRequest, ReserveFilesResponse, ReservedFile, ResumeQueueRequest, RetryJobRequest,
-    SubmitJobsRequest, SubmitJobsResponse, SubmittedJob, Task, WatchRequest,
+    CancelJobRequest, CloseBatchRequest, CompleteFilesRequest, CompleteFilesResponse, CreateBatchRequest,
+    ExtendFilesRequest, File, GetBatchRequest, GetFileRequest, GetJobRequest, Job, JobState, ListAttemptsRequest,
+    ListAttemptsResponse, ListBatchesRequest, ListBatchesResponse, ListFilesRequest, ListFilesResponse,
+    ListJobsRequest, ListJobsResponse, ListLogsRequest, ListLogsResponse, ListQueuesRequest, ListQueuesResponse,
+    ListTasksRequest, ListTasksResponse, ListWorkersRequest, ListWorkersResponse, LiveEvent, PauseQueueRequest, Queue,
+    RemoveFileRequest, RemoveFileResponse, ReserveFilesRequest, ReserveFilesResponse, ReservedFile, ResumeQueueRequest,
+    RetryJobRequest, SubmitJobsRequest, SubmitJobsResponse, SubmittedJob, Task, WatchRequest,
     batches_server::{Batches, BatchesServer},
     files_server::{Files, FilesServer},
     jobs_server::{Jobs as JobsService, JobsServer},
@@ -47,11 +47,12 @@ pub(crate) struct Jobs {
     pub(crate) watched: Mutex<Option<WatchRequest>>,
     /// The role's end of the stream that was opened last.
     pub(crate) stream: watch::Sender<Option<mpsc::Sender<Result<LiveEvent, Status>>>>,
-    pub(crate) uploads: Mutex<HashMap<String, Vec<Row>>>,
+    /// By their tickets.
+    pub(crate) uploads: Mutex<HashMap<String, Upload>>,
     pub(crate) abandoned: watch::Sender<Vec<String>>,
     pub(crate) reserves: watch::Sender<u32>,
     files: Mutex<HashMap<String, File>>,
-    /// Calls of `Get` wait for it to be open.
+    /// Calls of `Jobs/Get` and `Files/Extend` wait for it to be open.
     pub(crate) gate: watch::Sender<bool>,
     pub(crate) waiting: watch::Sender<u32>,
 }
@@ -65,7 +66,12 @@ pub(crate) struct Seen {
     pub(crate) idempotency: Option<IdempotencyKey>,
 }
 
-pub(crate) struct Row {
+pub(crate) struct Upload {
+    owner: Uuid,
+    rows: Vec<Row>,
+}
+
+struct Row {
     id: String,
     name: String,
     storage_key: String,
@@ -108,13 +114,45 @@ impl Jobs {
 
     fn see<T>(&self, request: &Request<T>) -> Result<(), Status> {
         let call = Call::of(request)?;
+        self.seen(call, call.caller()?.subject);
+        Ok(())
+    }
+
+    fn seen(&self, call: &Call, subject: Uuid) {
         self.calls.lock().push(Seen {
-            subject: call.caller()?.subject,
+            subject,
             request_id: call.request_id.clone(),
             traceparent: call.traceparent.clone(),
             idempotency: call.idempotency.clone(),
         });
-        Ok(())
+    }
+
+    /// Rows for further files of an upload that is there.
+    fn reserved(&self, ticket: String, names: Vec<String>) -> Result<Response<ReserveFilesResponse>, Status> {
+        let mut items = Vec::new();
+        {
+            let mut uploads = self.uploads.lock();
+            let upload = uploads.get_mut(&ticket).ok_or_else(no_upload)?;
+            for name in names {
+                let id = self.clock.new_id().to_string();
+                let storage_key = format!("files/{id}");
+                items.push(ReservedFile { id: id.clone(), storage_key: storage_key.clone() });
+                upload.rows.push(Row { id, name, storage_key });
+            }
+        }
+        self.reserves.send_modify(|count| *count += 1);
+        Ok(Response::new(ReserveFilesResponse {
+            items,
+            quota_left_bytes: *self.quota_left_bytes.lock(),
+            file_bytes_max: *self.file_bytes_max.lock(),
+            lease_s: 60,
+            ticket,
+        }))
+    }
+
+    async fn pass(&self) {
+        self.waiting.send_modify(|count| *count += 1);
+        self.gate.subscribe().wait_for(|is_open| *is_open).await.unwrap();
     }
 
     fn own(&self, id: &str, noun: &str) -> Result<(), Status> {
@@ -193,8 +231,7 @@ impl JobsService for Jobs {
         self.see(&request)?;
         let id = request.into_inner().id;
         self.own(&id, "job")?;
-        self.waiting.send_modify(|count| *count += 1);
-        self.gate.subscribe().wait_for(|is_open| *is_open).await.unwrap();
+        self.pass().await;
         Ok(Response::new(self.job(id)))
     }
     async fn list(&self, request: Request<ListJobsRequest>) -> Result<Response<ListJobsResponse>, Status> {
@@ -264,33 +301,37 @@ impl Batches for Jobs {
     }
 }
 
+/// An upload may outlive its caller's token, so a ticket goes alone.
+fn shows_no_token<T>(request: &Request<T>) {
+    assert!(!request.metadata().contains_key("authorization"), "a token beside a ticket");
+}
+
+fn no_upload() -> Fail {
+    Fail::not_found("files.upload_not_found", "There is no such upload.")
+}
+
 #[tonic::async_trait]
 impl Files for Jobs {
     async fn reserve(&self, request: Request<ReserveFilesRequest>) -> Result<Response<ReserveFilesResponse>, Status> {
+        let owner = Call::of(&request)?.caller()?.subject;
+        let ticket = format!("ticket {}", self.clock.new_id());
+        self.uploads.lock().insert(ticket.clone(), Upload { owner, rows: Vec::new() });
+        self.reserved(ticket, request.into_inner().names)
+    }
+    async fn extend(&self, request: Request<ExtendFilesRequest>) -> Result<Response<ReserveFilesResponse>, Status> {
+        shows_no_token(&request);
+        self.pass().await;
         let request = request.into_inner();
-        let mut items = Vec::new();
-        for name in request.names {
-            let id = self.clock.new_id().to_string();
-            let storage_key = format!("files/{id}");
-            items.push(ReservedFile { id: id.clone(), storage_key: storage_key.clone() });
-            self.uploads.lock().entry(request.upload_id.clone()).or_default().push(Row { id, name, storage_key });
-        }
-        self.reserves.send_modify(|count| *count += 1);
-        Ok(Response::new(ReserveFilesResponse {
-            items,
-            quota_left_bytes: *self.quota_left_bytes.lock(),
-            file_bytes_max: *self.file_bytes_max.lock(),
-            lease_s: 60,
-        }))
+        self.reserved(request.ticket, request.names)
     }
     async fn complete(
         &self,
         request: Request<CompleteFilesRequest>,
     ) -> Result<Response<CompleteFilesResponse>, Status> {
-        self.see(&request)?;
-        let owner_id = Call::of(&request)?.caller()?.subject.to_string();
+        shows_no_token(&request);
+        let Upload { owner, mut rows } = self.uploads.lock().remove(&request.get_ref().ticket).ok_or_else(no_upload)?;
+        self.seen(Call::of(&request)?, owner);
         let request = request.into_inner();
-        let mut rows = self.uploads.lock().remove(&request.upload_id).expect("a reserved upload");
         let replayed = *self.replays.lock();
         if replayed {
             return Ok(Response::new(CompleteFilesResponse { items: Vec::new(), replayed }));
@@ -305,7 +346,7 @@ impl Files for Jobs {
                 size_bytes: done.size_bytes,
                 sha256: done.sha256,
                 created_at: self.at(),
-                owner_id: owner_id.clone(),
+                owner_id: owner.to_string(),
                 storage_key: row.storage_key,
             };
             self.files.lock().insert(file.id.clone(), file.clone());
@@ -314,12 +355,13 @@ impl Files for Jobs {
         Ok(Response::new(CompleteFilesResponse { items, replayed }))
     }
     async fn abandon(&self, request: Request<AbandonFilesRequest>) -> Result<Response<AbandonFilesResponse>, Status> {
-        let id = request.into_inner().upload_id;
-        let rows = self.uploads.lock().remove(&id);
-        for row in rows.into_iter().flatten() {
+        shows_no_token(&request);
+        let ticket = request.into_inner().ticket;
+        let upload = self.uploads.lock().remove(&ticket).ok_or_else(no_upload)?;
+        for row in upload.rows {
             self.storage.remove(&row.storage_key).await?;
         }
-        self.abandoned.send_modify(|ids| ids.push(id));
+        self.abandoned.send_modify(|tickets| tickets.push(ticket));
         Ok(Response::new(AbandonFilesResponse {}))
     }
     async fn get(&self, request: Request<GetFileRequest>) -> Result<Response<File>, Status> {
