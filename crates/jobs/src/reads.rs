@@ -4,6 +4,7 @@
 mod shown;
 
 use chrono::{DateTime, Utc};
+use futures::TryStreamExt as _;
 use kit::{
     Fail,
     clock::{from_timestamp, to_timestamp},
@@ -47,7 +48,11 @@ pub(crate) async fn get_job(core: &Core, caller: &Caller, id: &str) -> Result<Jo
     row.into_proto(&surroundings)
 }
 
-/// Jobs, newest first, that fit every filter given.
+/// Most bytes of jobs on one page, but for one job that is larger by itself: half of what a message between roles may have
+/// (`kit::grpc::MESSAGE_BYTES_MAX`), so that what surrounds the text of a job always fits.
+const PAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// Jobs, newest first, that fit every filter given: as many as were asked for, or as fit into a message.
 ///
 /// # Errors
 /// `invalid_cursor`, `jobs.invalid_filter` (400).
@@ -57,8 +62,23 @@ pub(crate) async fn list_jobs(core: &Core, caller: &Caller, asked: &ListJobsRequ
     let before: Option<Uuid> = core.cursors.place(LIST, &asked.cursor)?;
     let filter = Filter::parse(asked)?;
     let mut query = filter.query(caller.narrowed_to("jobs:read"), before, rows_max + 1);
-    let mut rows: Vec<JobRow> = query.build_query_as().fetch_all(&core.pool).await?;
-    let next_cursor = core.cursors.close_page(LIST, &mut rows, rows_max, |row| row.id.to_string());
+    let (mut rows, mut page_max, mut bytes) = (Vec::new(), rows_max, 0);
+    {
+        // Read one by one, so that no more than a page is ever held.
+        let mut found = query.build_query_as::<JobRow>().fetch(&core.pool);
+        while let Some(row) = found.try_next().await? {
+            bytes += row.text_bytes();
+            if bytes > PAGE_BYTES_MAX && !rows.is_empty() {
+                // This row is the first of the next page.
+                page_max = rows.len() as i64;
+            }
+            rows.push(row);
+            if rows.len() as i64 > page_max {
+                break;
+            }
+        }
+    }
+    let next_cursor = core.cursors.close_page(LIST, &mut rows, page_max, |row| row.id.to_string());
     let surroundings = Surroundings::of(core, &rows).await?;
     let items = rows.into_iter().map(|row| row.into_proto(&surroundings)).collect::<Result<_, _>>()?;
     Ok(ListJobsResponse { items, next_cursor })

@@ -41,6 +41,13 @@ pub(crate) struct JobRow {
 }
 
 impl JobRow {
+    /// Bytes of the parts that may be large.
+    pub(crate) fn text_bytes(&self) -> usize {
+        let optional = [&self.result, &self.error_message, &self.progress_message, &self.progress_stage];
+        let optional: usize = optional.into_iter().flatten().map(String::len).sum();
+        self.args.len() + optional + self.tags.iter().map(String::len).sum::<usize>()
+    }
+
     /// The job as the contract shows it.
     ///
     /// # Errors

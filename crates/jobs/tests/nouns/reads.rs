@@ -137,6 +137,34 @@ async fn a_list_joins_live_and_final_jobs_and_its_pages() {
 }
 
 #[tokio::test]
+async fn jobs_that_are_large_together_come_in_pages_that_fit_a_message() {
+    const JOBS: usize = 40;
+    let house = House::open().await;
+    let user = house.user("customer");
+    let _hand = house.hand(vec![task("demo_echo", "default", &json!({ "value": {} }))]).await;
+    // 20 MB in all, where a message may have 16 MiB.
+    let large = JobSpec { args_json: json!({ "value": "x".repeat(500_000) }).to_string(), ..spec("demo_echo") };
+    let mut ids = Vec::new();
+    for _ in 0..JOBS {
+        ids.push(house.submit(&user, large.clone()).await.expect("taken").id);
+    }
+    ids.reverse();
+    let mut client = house.jobs().max_decoding_message_size(kit::grpc::MESSAGE_BYTES_MAX);
+    let (mut seen, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let asked = ListJobsRequest { limit: 200, cursor, ..ListJobsRequest::default() };
+        let page = answer(client.list(user.call.request(asked)).await).expect("a page");
+        assert!((1..=16).contains(&page.items.len()), "{} jobs on a page", page.items.len());
+        seen.extend(page.items.into_iter().map(|job| job.id));
+        cursor = page.next_cursor;
+        if cursor.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(seen, ids);
+}
+
+#[tokio::test]
 async fn every_filter_narrows_a_list() {
     let house = House::open().await;
     let user = house.user("customer");
