@@ -296,3 +296,21 @@ async fn sign_in_speaks_the_contracts_words() {
         .json(&json!({"email": "new@example.com", "password": "p", "display_name": "N"}));
     assert_eq!(answer.send().await.unwrap().status(), 201);
 }
+
+#[tokio::test]
+async fn the_same_registration_under_the_same_key_is_told_to_be_a_repeat() {
+    let house = House::open().await;
+    let register = async |name: &str| {
+        let body = json!({"email": "new@example.com", "password": "p", "display_name": name});
+        let request = house.post("/api/v1/auth/register").header("idempotency-key", "k").json(&body);
+        let answer = request.send().await.unwrap();
+        assert_eq!(answer.status(), 201);
+        answer.headers().get("idempotent-replayed").map(|value| value.to_str().unwrap().to_owned())
+    };
+    assert_eq!(register("N").await, None);
+    assert_eq!(register("N").await.as_deref(), Some("true"));
+    // That another body is refused is for `auth` to say, by the digest.
+    assert_eq!(register("M").await, None);
+    let keys = house.auth.registered.lock();
+    assert!(keys.iter().all(|key| key.key == "k") && keys[0].digest != keys[2].digest);
+}

@@ -3,7 +3,10 @@
 use std::{collections::HashSet, pin::Pin, sync::Arc};
 
 use jsonwebtoken::EncodingKey;
-use kit::{Clock, Fail, grpc::Call};
+use kit::{
+    Clock, Fail,
+    grpc::{Call, IdempotencyKey},
+};
 use parking_lot::Mutex;
 use proto::auth::{
     CheckSessionRequest, CheckSessionResponse, ExchangeServiceKeyRequest, GetSelfRequest, ListSessionsRequest,
@@ -36,6 +39,8 @@ pub(crate) struct Auth {
     state: Mutex<State>,
     pub(crate) checks: watch::Sender<u32>,
     pub(crate) login: Mutex<Option<LoginRequest>>,
+    /// The keys that registrations came with.
+    pub(crate) registered: Mutex<Vec<IdempotencyKey>>,
 }
 
 #[derive(Default)]
@@ -64,6 +69,7 @@ impl Auth {
             state: Mutex::default(),
             checks: watch::Sender::new(0),
             login: Mutex::default(),
+            registered: Mutex::default(),
         }
     }
 
@@ -131,7 +137,11 @@ impl Users for Auth {
             return Err(Fail::conflict("auth.email_taken", "There is an account with this address.").into());
         }
         assert_ne!(request.get_ref().email, "panic@example.com", "asked to");
-        Ok(Response::new(self.user(Uuid::nil())))
+        let key = Call::of(&request)?.idempotency.clone();
+        let mut registered = self.registered.lock();
+        let replayed = key.as_ref().is_some_and(|key| registered.contains(key));
+        registered.extend(key);
+        Ok(Response::new(User { replayed, ..self.user(Uuid::nil()) }))
     }
     async fn get_self(&self, request: Request<GetSelfRequest>) -> Result<Response<User>, Status> {
         Ok(Response::new(self.user(Call::of(&request)?.caller()?.subject)))
