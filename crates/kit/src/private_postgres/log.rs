@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader, Read, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -84,7 +85,8 @@ impl Inner {
         }
         let file = match &mut self.file {
             Some(file) => file,
-            none => none.insert(File::options().create(true).append(true).open(&self.path)?),
+            // For our user's eyes only: an error may repeat what somebody sent.
+            none => none.insert(File::options().create(true).append(true).mode(0o600).open(&self.path)?),
         };
         file.write_all(line)?;
         self.written += line.len() as u64;
@@ -98,10 +100,12 @@ fn forerunner(path: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     #[test]
-    fn the_log_keeps_its_bound_and_its_last_lines() {
+    fn the_log_keeps_its_bound_its_last_lines_and_its_owners_privacy() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().join("postgres.log");
         let log = Log::new(path.clone());
@@ -112,6 +116,8 @@ mod tests {
         for file in [&path, &forerunner(&path)] {
             let bytes = fs::metadata(file).expect("a file").len();
             assert!(bytes <= BYTES_MAX + LINE_BYTES_MAX, "{} has {bytes} bytes", file.display());
+            let mode = fs::metadata(file).expect("a file").permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{} is for others too", file.display());
         }
         assert_eq!(fs::read_dir(dir.path()).expect("a directory").count(), 2);
         assert!(log.last_lines().ends_with("199999"), "{}", log.last_lines());

@@ -164,6 +164,8 @@ impl Server {
             "log_timezone=UTC".to_owned(),
             "logging_collector=off".to_owned(),
             "log_destination=stderr".to_owned(),
+            // Without the details of an error, which repeat the values that a row was refused for: addresses of people.
+            "log_error_verbosity=terse".to_owned(),
         ];
         if self.durable {
             settings.push("max_connections=100".to_owned());
