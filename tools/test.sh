@@ -321,9 +321,13 @@ interrupted() {
 }
 
 clear_up() {
-    local tries=0
+    local tries=0 note
     stop_s3
     end_survivors
+    # Where a test was killed whose cluster had to live elsewhere, the note of whose it is stays with it.
+    for note in /var/lib/guildhall/*/data_directory; do
+        if grep -qsF "$run_dir/" "$note"; then rm -rf "$(dirname "$note")"; fi
+    done
     # A server that is just ending may still write.
     until rm -rf "$run_dir" 2>/dev/null || [ $tries -ge 50 ]; do
         tries=$((tries + 1))
