@@ -25,6 +25,7 @@ use tokio::sync::Semaphore;
 use crate::{
     Settings,
     edge::{Proxies, RequestContext},
+    places::Places,
     revocations::Revocations,
     route::Access,
 };
@@ -55,8 +56,8 @@ pub struct Door {
     pub(crate) proxies: Proxies,
     pub(crate) revocations: Revocations,
     pub(crate) requests: Arc<Semaphore>,
-    pub(crate) live_streams: Arc<Semaphore>,
-    pub(crate) uploads: Arc<Semaphore>,
+    pub(crate) live_streams: Places,
+    pub(crate) uploads: Places,
     /// The OpenAPI document, made once from the routes.
     pub(crate) openapi: bytes::Bytes,
     verifier: Verifier,
@@ -81,12 +82,11 @@ macro_rules! clients {
 
 impl Door {
     pub(crate) fn new(parts: Parts, openapi: bytes::Bytes) -> Result<Self, Fail> {
-        let permits = |count: u32| Arc::new(Semaphore::new(count as usize));
         Ok(Self {
             proxies: Proxies::parse(&parts.settings.trusted_proxies)?,
-            requests: permits(parts.settings.http_requests_max),
-            live_streams: permits(parts.settings.live_streams_max),
-            uploads: permits(parts.settings.uploads_max),
+            requests: Arc::new(Semaphore::new(parts.settings.http_requests_max as usize)),
+            live_streams: Places::new(parts.settings.live_streams_max),
+            uploads: Places::new(parts.settings.uploads_max),
             revocations: Revocations::new(parts.clock.clone()),
             public_url: parts.public_url.trim_end_matches('/').to_owned(),
             settings: parts.settings,

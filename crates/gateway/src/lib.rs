@@ -6,7 +6,7 @@
 //!
 //! Its map: [`routes`] declares every route, by means of [`route`]; `edge` is what surrounds them all; `problem` turns
 //! faults into HTTP; `revocations` knows which sessions have ended; `live` streams events; `upload` and `download` move
-//! bytes; `openapi` describes it all.
+//! bytes, and `places` bounds what is held for long; `openapi` describes it all.
 
 mod content_type;
 mod door;
@@ -14,6 +14,7 @@ mod download;
 mod edge;
 mod live;
 mod openapi;
+mod places;
 pub mod problem;
 mod revocations;
 pub mod route;

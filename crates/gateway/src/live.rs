@@ -11,14 +11,12 @@ use bytes::Bytes;
 use futures::stream;
 use kit::Fail;
 use proto::jobs::{LiveEvent, WatchRequest};
-use tokio::{
-    sync::OwnedSemaphorePermit,
-    time::{Instant, Interval, MissedTickBehavior, Sleep},
-};
+use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     door::Door,
+    places::Place,
     route::{Ask, Events, Fails, Id},
 };
 
@@ -42,11 +40,10 @@ where
             Fail::malformed("live.malformed_event_id", "`Last-Event-ID` must be the `id` of an event of this stream.")
         })?,
     };
-    let permit = door
+    let place = door
         .live_streams
-        .clone()
-        .try_acquire_owned()
-        .map_err(|_| Fail::unavailable("busy", "Too many live streams are open: try again shortly."))?;
+        .take(call.caller()?.subject)
+        .ok_or_else(|| Fail::unavailable("busy", "Too many live streams are open: try again shortly."))?;
     let request = call.request(WatchRequest { id: id.to_string(), after_offset });
     let events = open(&door, request).await?.into_inner();
 
@@ -65,7 +62,7 @@ where
         too_old: Box::pin(tokio::time::sleep(LIVES_AT_MOST)),
         comments,
         is_over: false,
-        _permit: permit,
+        _place: place,
     };
     // The first bytes tell the client how soon to come back, and that the stream stands.
     let opening = stream::iter([Ok::<_, std::convert::Infallible>(retry(BACK_AFTER_MS))]);
@@ -82,7 +79,7 @@ struct Live {
     too_old: Pin<Box<Sleep>>,
     comments: Interval,
     is_over: bool,
-    _permit: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 impl Live {

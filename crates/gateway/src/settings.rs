@@ -18,9 +18,10 @@ kit::settings! {
         pub http_connections_max: u32 = "4096",
         /// Most requests at work at once; more are answered 503 at once, since a queue of them would only grow.
         pub http_requests_max: u32 = "1024",
-        /// Most live streams at once; more are answered 503. They are long and cheap, so they are counted apart.
+        /// Most live streams at once, and half as many for one user; more are answered 503. They are long and cheap, so
+        /// they are counted apart.
         pub live_streams_max: u32 = "2048",
-        /// Most uploads at once; more are answered 503. Each holds up to 5 MiB in memory.
+        /// Most uploads at once, and half as many for one user; more are answered 503. Each holds up to 5 MiB in memory.
         pub uploads_max: u32 = "32",
         /// Seconds a client has to send the head of a request. Short, because a connection is held meanwhile.
         pub header_read_s: u32 = "15",

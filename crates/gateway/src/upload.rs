@@ -25,11 +25,12 @@ use proto::jobs::{
     ReserveFilesRequest, ReserveFilesResponse, ReservedFile,
 };
 use sha2::{Digest as _, Sha256};
-use tokio::{sync::OwnedSemaphorePermit, time::Instant};
+use tokio::time::Instant;
 
 use crate::{
     content_type,
     door::Door,
+    places::Place,
     revocations::ended,
     route::{Fails, UploadBody, stalled, with_streamed_body},
 };
@@ -62,11 +63,10 @@ const AHEAD_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// # Errors
 /// Those of [`FAILS`], and as `jobs`.
 pub(crate) async fn receive(door: Arc<Door>, call: Call, body: UploadBody) -> Result<CompleteFilesResponse, Fail> {
-    let permit = door
+    let place = door
         .uploads
-        .clone()
-        .try_acquire_owned()
-        .map_err(|_| Fail::unavailable("busy", "Too many uploads are at work: try again shortly."))?;
+        .take(call.caller()?.subject)
+        .ok_or_else(|| Fail::unavailable("busy", "Too many uploads are at work: try again shortly."))?;
     let mut upload = Upload {
         door,
         call,
@@ -77,7 +77,7 @@ pub(crate) async fn receive(door: Arc<Door>, call: Call, body: UploadBody) -> Re
         files: Vec::new(),
         digest: Sha256::new(),
         ahead_bytes: Arc::default(),
-        _permit: permit,
+        _place: place,
     };
     let stall = upload.door.stall();
     let mut parts = Multipart::new(arriving(body.body, stall, upload.ahead_bytes.clone()), body.boundary);
@@ -102,7 +102,7 @@ struct Upload {
     digest: Sha256,
     /// Bytes that arrived since a file's bytes were last taken.
     ahead_bytes: Arc<AtomicUsize>,
-    _permit: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 /// What `jobs` said last, and when.

@@ -301,6 +301,17 @@ async fn uploads_beyond_the_bound_are_refused() {
 }
 
 #[tokio::test]
+async fn one_users_uploads_leave_room_for_anothers() {
+    let house = House::with(Settings { uploads_max: 2, ..Settings::default() }).await;
+    let (ada, ben) = (house.customer(), house.customer());
+    let half = half_an_upload(&house, &ada).await;
+    let answer = upload(&house, &ada, Form::new().part("file", part("a", b"a"))).await;
+    problem(answer, 503, "busy").await;
+    stored(&house, &ben, "b", b"b").await;
+    drop(half);
+}
+
+#[tokio::test]
 async fn a_key_stands_for_the_names_and_bytes_of_an_upload() {
     let house = House::open().await;
     let ada = house.customer();

@@ -103,6 +103,16 @@ async fn what_breaks_the_schema_is_422_and_every_fault_is_told() {
 }
 
 #[tokio::test]
+async fn a_large_body_is_told_its_first_fault() {
+    let house = House::open().await;
+    let ada = house.customer();
+    let body = json!({ "jobs": vec![0; 100_000] });
+    let answer = house.post("/api/v1/jobs/bulk").bearer_auth(&ada.token).json(&body).send().await.unwrap();
+    assert_eq!(pointers(&problem(answer, 422, "request.invalid").await).len(), 1);
+    assert!(house.jobs.submitted.lock().is_empty());
+}
+
+#[tokio::test]
 async fn a_refusal_of_the_role_points_into_the_body_that_was_sent() {
     let house = House::open().await;
     let ada = house.customer();
