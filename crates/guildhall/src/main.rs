@@ -39,7 +39,7 @@ enum Command {
     #[command(hide = true)]
     RunSlot,
     #[command(flatten)]
-    Client(client::ClientCommand),
+    Client(Box<client::ClientCommand>),
 }
 
 fn main() -> ExitCode {
@@ -57,7 +57,7 @@ fn main() -> ExitCode {
         Command::CheckConfig(args) => check_config::run(&args),
         Command::Doctor(file) => doctor::run(&file),
         Command::RunSlot => slot::run(),
-        Command::Client(command) => ask(command),
+        Command::Client(command) => ask(*command),
     }
 }
 

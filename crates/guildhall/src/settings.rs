@@ -174,8 +174,7 @@ impl Settings {
 
     /// What only the values together show to be wrong.
     fn contradictions(&self) -> Vec<String> {
-        let mut faults =
-            [self.gateway.faults(), self.auth.faults(), self.jobs.faults(), self.worker.faults()].concat();
+        let mut faults = [self.gateway.faults(), self.auth.faults(), self.jobs.faults(), self.worker.faults()].concat();
         let worker_s = self.worker.stop_within().as_secs();
         if u64::from(self.process.drain_s) <= worker_s {
             faults.push(format!("drain_s must be more than {worker_s}, the seconds in which the worker stops"));

@@ -192,8 +192,8 @@ fn palette_png(picture: &DynamicImage, bytes: &mut Vec<u8>) {
     encoder.set_depth(png::BitDepth::Four);
     encoder.set_palette((0..16_u8).flat_map(|level| [level * 17; 3]).collect::<Vec<u8>>());
     let rows = picture.rows().flat_map(|row| {
-        let levels: Vec<u8> = row.map(|pixel| pixel[0] / 17 & 15).collect();
-        levels.chunks(2).map(|pair| pair[0] << 4 | pair.get(1).copied().unwrap_or(0)).collect::<Vec<u8>>()
+        let levels: Vec<u8> = row.map(|pixel| (pixel[0] / 17) & 15).collect();
+        levels.chunks(2).map(|pair| (pair[0] << 4) | pair.get(1).copied().unwrap_or(0)).collect::<Vec<u8>>()
     });
     let rows: Vec<u8> = rows.collect();
     let mut writer = encoder.write_header().expect("a Vec takes every byte");
