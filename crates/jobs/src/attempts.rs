@@ -1,7 +1,7 @@
 //! What a running attempt may ask for. Every call shows the attempt's fencing token, and is answered in a transaction
 //! that holds the job's row: a fenced attempt is refused before it can do anything.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use chrono::{DateTime, Utc};
 use kit::Fail;
@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::{
     Core,
-    batches::{self, NewBatch},
+    batches::{self, BATCH_JOBS_MAX, NewBatch},
     engine::{NewJob, Place, Telling},
     files,
 };
@@ -119,6 +119,12 @@ async fn create_file(core: &Core, asked: &CreateAttemptFileRequest) -> Result<At
 async fn fan_out(core: &Core, asked: FanOutRequest) -> Result<FanOutResponse, Fail> {
     if asked.jobs.len() > CHILDREN_MAX as usize {
         return Err(Fail::invalid("jobs.too_many", format!("One call fans out at most {CHILDREN_MAX} jobs.")));
+    }
+    let distinct: HashSet<u32> = asked.jobs.iter().map(|job| job.ordinal).collect();
+    let is_within = |ordinal: &u32| i32::try_from(*ordinal).is_ok_and(|ordinal| ordinal < BATCH_JOBS_MAX);
+    if distinct.len() < asked.jobs.len() || !distinct.iter().all(is_within) {
+        let message = format!("Each child has an ordinal of its own, below {BATCH_JOBS_MAX}.");
+        return Err(Fail::invalid("jobs.invalid", message));
     }
     // Before the transaction: a look at the catalogue may need a connection of its own.
     let mut queues = Vec::with_capacity(asked.jobs.len());

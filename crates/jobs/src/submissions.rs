@@ -24,9 +24,11 @@ use crate::{
 pub(crate) const JOBS_MAX: usize = 1_000;
 /// Bytes of one job's arguments. Payloads stay small and bytes go into files; the largest that has to fit is a
 /// `process_batch` that names its 10,000 files.
-const ARGS_BYTES_MAX: usize = 512 * 1024;
+pub(crate) const ARGS_BYTES_MAX: usize = 512 * 1024;
 const TAGS_MAX: usize = 20;
 const TAG_BYTES_MAX: usize = 100;
+/// Faults after which the rest of a call is not looked at: as many as are told (`kit::fail`).
+const VIOLATIONS_ENOUGH: usize = 50;
 const MAX_ATTEMPTS_DEFAULT: u32 = 3;
 const MAX_ATTEMPTS_MAX: u32 = 100;
 const PRIORITY_DEFAULT: u32 = 50;
@@ -86,6 +88,9 @@ pub(crate) async fn check(
             Ok(job) => jobs.push(job),
             Err(faults) => violations.extend(faults),
         }
+        if violations.len() >= VIOLATIONS_ENOUGH {
+            break;
+        }
     }
     if !violations.is_empty() {
         return Err(Fail::invalid("jobs.invalid", "A job cannot be taken as it is.").with_violations(violations));
@@ -140,8 +145,9 @@ async fn check_one(
             None
         }
     };
-    if spec.tags.len() > TAGS_MAX || spec.tags.iter().any(|tag| tag.is_empty() || tag.len() > TAG_BYTES_MAX) {
-        fault("/tags", "max_items", format!("must be at most {TAGS_MAX} tags of 1 to {TAG_BYTES_MAX} bytes"));
+    let is_tag = |tag: &String| (1..=TAG_BYTES_MAX).contains(&tag.len()) && !tag.contains('\0');
+    if spec.tags.len() > TAGS_MAX || !spec.tags.iter().all(is_tag) {
+        fault("/tags", "max_items", format!("must be at most {TAGS_MAX} tags of 1 to {TAG_BYTES_MAX} bytes of text"));
     }
     let backoff = match spec.backoff.as_ref().map(|asked| Backoff::parse(asked, &format!("{at}/backoff"))) {
         None => None,

@@ -16,13 +16,14 @@ async fn every_fault_is_told_at_its_pointer_and_nothing_is_taken_in() {
         spec("work", r#"{"n": "one"}"#),
         JobSpec { priority: Some(101), max_attempts: Some(0), ..spec("work", "{}") },
         JobSpec { queue: Some("nowhere".into()), ..spec("work", "{}") },
+        JobSpec { tags: vec!["a\0b".into()], ..spec("work", "{}") },
     ];
     let fail = user.submit_all(jobs, None).await.unwrap_err();
     assert_eq!((fail.kind(), fail.code()), (Kind::Invalid, "jobs.invalid"));
     let pointers: Vec<&str> = fail.violations().iter().map(|violation| violation.pointer.as_str()).collect();
     assert_eq!(
         pointers,
-        ["/jobs/1/task", "/jobs/2/args/n", "/jobs/3/priority", "/jobs/3/max_attempts", "/jobs/4/queue"]
+        ["/jobs/1/task", "/jobs/2/args/n", "/jobs/3/priority", "/jobs/3/max_attempts", "/jobs/4/queue", "/jobs/5/tags"]
     );
     let count: i64 =
         sqlx::query_scalar("select count(*) from jobs.any_job").fetch_one(house.database.pool()).await.unwrap();
