@@ -19,70 +19,97 @@ const DAYS_AHEAD: u64 = 4;
 /// Makes the partitions of today and the days after it. Rows whose day has none go to the default partition.
 pub(super) async fn make_partitions(ground: &Ground) -> Result<(), Fail> {
     let today = ground.clock.now().date_naive();
+    for table in TABLES {
+        for ahead in 0..DAYS_AHEAD {
+            make_partition(ground, table, today + Days::new(ahead)).await?;
+        }
+    }
+    Ok(())
+}
+
+/// In a transaction of its own, as each of these locks its whole table: with two of them held it could stand in a ring with
+/// those who write to both.
+async fn make_partition(ground: &Ground, table: &str, day: NaiveDate) -> Result<(), Fail> {
+    let name = name(table, day);
     let mut transaction = ground.pool.begin().await?;
     sqlx::query!("select pg_advisory_xact_lock(hashtextextended('guildhall.jobs.partitions', 0))")
         .fetch_one(&mut *transaction)
         .await?;
-    let there = partitions(&mut transaction).await?;
-    for table in TABLES {
-        for ahead in 0..DAYS_AHEAD {
-            let day = today + Days::new(ahead);
-            let name = name(table, day);
-            if there.contains(&name) {
-                continue;
-            }
-            let sql = format!(
-                "create table jobs.{name} partition of jobs.{table} for values from ('{}') to ('{}')",
-                floor(day),
-                floor(day + Days::new(1)),
-            );
-            sqlx::query("savepoint made").execute(&mut *transaction).await?;
-            if let Err(error) = sqlx::query(AssertSqlSafe(sql)).execute(&mut *transaction).await {
-                // Rows of that day are in the default partition already; they stay there and are found all the same.
-                warn!(partition = name, %error, "a partition cannot be made");
-                sqlx::query("rollback to savepoint made").execute(&mut *transaction).await?;
-            }
-        }
+    if partitions(&mut transaction).await?.contains(&name) {
+        return Ok(());
     }
-    transaction.commit().await?;
+    let sql = format!(
+        "create table jobs.{name} partition of jobs.{table} for values from ('{}') to ('{}')",
+        floor(day),
+        floor(day + Days::new(1)),
+    );
+    match sqlx::query(AssertSqlSafe(sql)).execute(&mut *transaction).await {
+        Ok(_) => transaction.commit().await?,
+        // 23514: rows of that day are in the default partition already; they stay there and are found all the same.
+        Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("23514") => {
+            warn!(partition = name, %error, "a partition cannot be made");
+        }
+        Err(error) => return Err(error.into()),
+    }
     Ok(())
 }
 
-/// Drops partitions whose last day is over for longer than the retention, unless a live job or open batch of that time
-/// still needs them, and forgets batches of that age.
+/// Drops the days that are over for longer than the retention, but for those of which a live job or a batch that is not
+/// over still needs something, and forgets the batches of which nothing is left.
 pub(super) async fn drop_expired(ground: &Ground) -> Result<(), Fail> {
     let now = ground.clock.now();
     let oldest_kept = now.date_naive() - Days::new(u64::from(ground.settings.history_days));
-    let bound = floor(oldest_kept);
-    let is_needed = sqlx::query_scalar!(
-        r#"select exists(select from jobs.job where id < $1)
-             or exists(select from jobs.batch where id < $1 and finished_at is null) as "is_needed!""#,
-        bound,
-    )
-    .fetch_one(&ground.pool)
-    .await?;
-    if is_needed {
-        return Ok(());
+    let mut connection = ground.pool.acquire().await?;
+    let there = partitions(&mut connection).await?;
+    for (name, table, day) in there.iter().filter_map(|name| parse(name).map(|(table, day)| (name, table, day))) {
+        if day >= oldest_kept || is_needed(&mut connection, floor(day), floor(day + Days::new(1))).await? {
+            continue;
+        }
+        sqlx::query(AssertSqlSafe(format!("drop table if exists jobs.{name}"))).execute(&mut *connection).await?;
+        info!(table, %day, "a day of history has reached its end");
     }
-    let mut transaction = ground.pool.begin().await?;
-    let there = partitions(&mut transaction).await?;
-    for name in there {
-        let Some((table, day)) = parse(&name) else { continue };
-        if day < oldest_kept {
-            sqlx::query(AssertSqlSafe(format!("drop table jobs.{name}"))).execute(&mut *transaction).await?;
-            info!(table, %day, "a day of history has reached its end");
+    let bound = floor(oldest_kept);
+    if !is_needed(&mut connection, Uuid::nil(), bound).await? {
+        for sql in [
+            "delete from jobs.job_history_default where id < $1",
+            "delete from jobs.attempt_default where job_id < $1",
+            "delete from jobs.event_default where stream_id < $1",
+        ] {
+            sqlx::query(sql).bind(bound).execute(&mut *connection).await?;
         }
     }
-    for sql in [
-        "delete from jobs.job_history_default where id < $1",
-        "delete from jobs.attempt_default where job_id < $1",
-        "delete from jobs.event_default where stream_id < $1",
-        "delete from jobs.batch where id < $1 and finished_at is not null",
-    ] {
-        sqlx::query(sql).bind(bound).execute(&mut *transaction).await?;
-    }
-    transaction.commit().await?;
+    sqlx::query!(
+        "delete from jobs.batch
+         where id < $1 and finished_at is not null
+           and not exists (select from jobs.job where job.batch_id = batch.id)
+           and not exists (select from jobs.job_history as past where past.batch_id = batch.id)",
+        bound,
+    )
+    .execute(&mut *connection)
+    .await?;
     Ok(())
+}
+
+/// Whether something live tells of itself in this span of ids, or has children that ended there.
+async fn is_needed(conn: &mut sqlx::PgConnection, from: Uuid, to: Uuid) -> Result<bool, Fail> {
+    Ok(sqlx::query_scalar!(
+        r#"select exists (select from jobs.job where id >= $1 and id < $2)
+             or exists (
+               select from jobs.batch
+               where finished_at is null
+                 and (
+                   id >= $1 and id < $2
+                   or exists (
+                     select from jobs.job_history as past
+                     where past.batch_id = batch.id and past.id >= $1 and past.id < $2
+                   )
+                 )
+             ) as "is_needed!""#,
+        from,
+        to,
+    )
+    .fetch_one(conn)
+    .await?)
 }
 
 async fn partitions(conn: &mut sqlx::PgConnection) -> Result<BTreeSet<String>, Fail> {
