@@ -16,6 +16,7 @@ use uuid::Uuid;
 use crate::{
     Core, SCHEMA,
     engine::{self, NewJob, Place, Stream, Subject, Telling},
+    jobs::check_reason,
     submissions::{self, Origin},
 };
 
@@ -41,6 +42,7 @@ impl batches_server::Batches for Batches {
     async fn close(&self, request: Request<CloseBatchRequest>) -> Result<Response<Batch>, Status> {
         let caller = Call::of(&request)?.caller()?;
         let batch = get(&self.0, caller, "batches:create", &request.get_ref().id).await?;
+        batch.check_is_free()?;
         self.0.engine.close_batch(batch.id).await?;
         Ok(Response::new(get(&self.0, caller, "batches:read", &request.get_ref().id).await?.into()))
     }
@@ -59,6 +61,7 @@ impl batches_server::Batches for Batches {
         let caller = Call::of(&request)?.caller()?;
         let asked = request.get_ref();
         let batch = get(&self.0, caller, "batches:cancel", &asked.id).await?;
+        check_reason(&asked.reason)?;
         self.0.engine.cancel_batch(batch.id, caller.subject, &asked.reason).await?;
         Ok(Response::new(get(&self.0, caller, "batches:read", &asked.id).await?.into()))
     }
@@ -89,6 +92,16 @@ struct Row {
     finalize_job_id: Option<Uuid>,
     created_at: DateTime<Utc>,
     finished_at: Option<DateTime<Utc>>,
+}
+
+impl Row {
+    /// Who fans a batch out fills and closes it alone.
+    fn check_is_free(&self) -> Result<(), Fail> {
+        match self.parent_job_id {
+            None => Ok(()),
+            Some(_) => Err(Fail::conflict("jobs.batch_of_a_job", "The job that made this batch fills and closes it.")),
+        }
+    }
 }
 
 impl From<Row> for Batch {
@@ -163,6 +176,13 @@ async fn prepare(core: &Core, call: &Call, asked: &CreateBatchRequest, id: Uuid)
             ));
         }
         let args = if finalize.args_json.is_empty() { "{}" } else { &finalize.args_json };
+        if args.len() > submissions::ARGS_BYTES_MAX {
+            return Err(Fail::invalid("jobs.invalid", "The finalize cannot be taken as it is.").at(
+                "/finalize/args",
+                "max_length",
+                format!("must be at most {} bytes; put large input into a file", submissions::ARGS_BYTES_MAX),
+            ));
+        }
         let args = serde_json::from_str(args).map_err(|_| {
             Fail::invalid("jobs.invalid", "The finalize cannot be taken as it is.").at(
                 "/finalize/args",
@@ -243,9 +263,11 @@ pub(crate) async fn append(
 
 async fn add_jobs(core: &Core, call: &Call, asked: AddBatchJobsRequest) -> Result<SubmitJobsResponse, Fail> {
     let caller = call.caller()?;
-    let batch = get(core, caller, "batches:create", &asked.batch_id).await?.id;
-    let now = core.clock.now();
-    let origin = Origin { owner: caller.subject, ..Origin::of(call)? };
+    let row = get(core, caller, "batches:create", &asked.batch_id).await?;
+    row.check_is_free()?;
+    let (batch, now) = (row.id, core.clock.now());
+    // A batch's jobs are its owner's, whoever adds them, or its finalize could not read what they made.
+    let origin = Origin { owner: row.owner_id, ..Origin::of(call)? };
     // Ordinals are given under the batch's lock, below.
     let prepared = submissions::check(core, caller, &origin, asked.jobs, |n| Place::Child {
         batch,

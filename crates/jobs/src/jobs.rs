@@ -8,7 +8,6 @@ use proto::jobs::{
     ListLogsRequest, ListLogsResponse, RetryJobRequest, SubmitJobsRequest, SubmitJobsResponse, WatchRequest,
     jobs_server,
 };
-use sqlx::PgConnection;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
@@ -18,6 +17,9 @@ use crate::{
     reads,
     submissions::{self, Origin, Submission},
 };
+
+/// Bytes of the reason of a cancel.
+const REASON_BYTES_MAX: usize = 1_000;
 
 /// The gRPC service.
 pub(crate) struct Jobs(pub(crate) Arc<Core>);
@@ -43,6 +45,7 @@ impl jobs_server::Jobs for Jobs {
         let caller = Call::of(&request)?.caller()?;
         let asked = request.get_ref();
         let id = touchable(&self.0, caller, "jobs:cancel", &asked.id).await?;
+        check_reason(&asked.reason)?;
         self.0.engine.cancel_job(id, caller.subject, &asked.reason).await?;
         Ok(Response::new(reads::get_job(&self.0, caller, &asked.id).await?))
     }
@@ -126,7 +129,7 @@ async fn retry(core: &Core, id: Uuid) -> Result<(), Fail> {
     let now = core.clock.now();
     let mut transaction = core.pool.begin().await?;
     let Some(job) = sqlx::query!(
-        "select state, owner_id, task, queue, attempt, events, batch_id, is_finalize
+        "select state, owner_id, task, queue, priority, attempt, events, batch_id, is_finalize
          from jobs.job_history
          where id = $1
          for update",
@@ -137,28 +140,30 @@ async fn retry(core: &Core, id: Uuid) -> Result<(), Fail> {
     else {
         return Err(Fail::conflict("jobs.not_final", "It has not ended yet."));
     };
-    if !job.state.parse::<State>()?.may_become(State::Queued) {
+    let was: State = job.state.parse()?;
+    if !was.may_become(State::Queued) {
         return Err(Fail::conflict("jobs.already_succeeded", "It has succeeded; there is nothing to retry."));
     }
     sqlx::query!(
         "insert into jobs.job (id, owner_id, task, queue, state, priority, run_at, rank, attempt, attempts_until,
            max_attempts, attempt_timeout_s, backoff, token, started_at, batch_id, ordinal, is_finalize, events, request_id,
            traceparent, tags, args, since, created_at)
-         select id, owner_id, task, queue, 'queued', priority, $2, $2::timestamptz - make_interval(secs => priority * 10), attempt,
-           attempt + max_attempts, max_attempts, attempt_timeout_s, backoff, 0, started_at, batch_id, ordinal, is_finalize,
-           events + 1, request_id, traceparent, tags, args, $2, created_at
+         select id, owner_id, task, queue, 'queued', priority, $2, $3, attempt, attempt + max_attempts, max_attempts,
+           attempt_timeout_s, backoff, 0, started_at, batch_id, ordinal, is_finalize, events + 1, request_id, traceparent,
+           tags, args, $2, created_at
          from jobs.job_history
          where id = $1",
         id,
         now,
+        engine::rank(now, u8::try_from(job.priority).unwrap_or_default()),
     )
     .execute(&mut *transaction)
     .await?;
     sqlx::query!("delete from jobs.job_history where id = $1", id).execute(&mut *transaction).await?;
-    if let Some(batch) = job.batch_id {
-        reopen(&mut transaction, batch, &job.state, job.is_finalize).await?;
-    }
     let mut telling = Telling::default();
+    if let Some(batch) = job.batch_id {
+        engine::reopen(&mut transaction, batch, id, was, job.is_finalize, &mut telling).await?;
+    }
     telling.state(id, job.events + 1, job.batch_id, State::Queued, job.attempt);
     let word = proto::events::JobChanged {
         job_id: id.to_string(),
@@ -178,32 +183,19 @@ async fn retry(core: &Core, id: Uuid) -> Result<(), Fail> {
     Ok(())
 }
 
-/// Counts a job of the batch as not ended, and opens the batch again if it was over.
-async fn reopen(conn: &mut PgConnection, batch: Uuid, was: &str, is_finalize: bool) -> Result<(), Fail> {
-    let state = sqlx::query_scalar!("select state from jobs.batch where id = $1 for update", batch)
-        .fetch_one(&mut *conn)
-        .await?;
-    if state == "finalizing" && !is_finalize {
-        return Err(Fail::conflict("jobs.batch_finalizing", "Its batch is being finalized; retry it after that."));
+/// Checks why a caller cancels: it is kept with every job that ends by it, and shown.
+///
+/// # Errors
+/// `jobs.invalid` at `/reason`.
+pub(crate) fn check_reason(reason: &str) -> Result<(), Fail> {
+    if reason.len() <= REASON_BYTES_MAX && !reason.contains('\0') {
+        return Ok(());
     }
-    let is_over = matches!(state.as_str(), "finished" | "cancelled");
-    sqlx::query!(
-        "update jobs.batch
-         set failed = failed - $2, cancelled = cancelled - $3,
-           state = case when not $4 then state when $5 then 'finalizing' else 'running' end,
-           finalize_job_id = case when $4 and not $5 then null else finalize_job_id end,
-           cancel_asked_at = case when $4 then null else cancel_asked_at end,
-           finished_at = null
-         where id = $1",
-        batch,
-        i32::from(was == "failed" && !is_finalize),
-        i32::from(was == "cancelled" && !is_finalize),
-        is_over,
-        is_finalize,
-    )
-    .execute(conn)
-    .await?;
-    Ok(())
+    Err(Fail::invalid("jobs.invalid", "The reason cannot be taken as it is.").at(
+        "/reason",
+        "max_length",
+        format!("must be text of at most {REASON_BYTES_MAX} bytes"),
+    ))
 }
 
 pub(crate) fn not_found() -> Fail {

@@ -79,14 +79,8 @@ impl Jobs {
     ) -> Result<Self, Fail> {
         let pool = kit::db::connect(database_url, SCHEMA, settings.jobs_connections_max).await?;
         let cursors = CursorKey::new(&cursor_secret(&pool).await?);
-        let engine = engine::Engine::start(pool.clone(), clock.clone(), settings.clone(), tasks);
-        engine.make_partitions().await?;
-        if owns_all_workers {
-            let released = engine.release_all().await?;
-            if released > 0 {
-                tracing::info!(count = released, "attempts of the last process were given back");
-            }
-        }
+        let engine =
+            engine::Engine::start(pool.clone(), clock.clone(), settings.clone(), tasks, owns_all_workers).await?;
         let ground = Arc::clone(&engine.ground);
         let submitter = engine::Group::start(tasks, "jobs.submit", SUBMISSIONS_MAX, move |group| {
             let ground = Arc::clone(&ground);

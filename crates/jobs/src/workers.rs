@@ -3,6 +3,7 @@
 
 use std::{collections::HashSet, sync::Arc};
 
+use futures::future::{join_all, try_join_all};
 use kit::{Fail, Kind, clock, grpc::Call};
 use proto::{
     jobs::{ListWorkersRequest, ListWorkersResponse, workers_server as list_server},
@@ -29,6 +30,7 @@ const OUT_MAX: usize = 256;
 const REPORTS_MAX: usize = 64;
 const SLOTS_MAX: u32 = 1_000;
 const TASKS_MAX: usize = 1_000;
+const QUEUES_MAX: usize = 1_000;
 const NAME_BYTES_MAX: usize = 200;
 const LOG_BYTES_MAX: usize = 8 * 1024;
 const STAGE_BYTES_MAX: usize = 200;
@@ -73,15 +75,18 @@ impl workers_server::Workers for Workers {
 
 /// Writes the worker and what it offers down, and welcomes it.
 async fn greet(core: &Core, hello: Hello, out: mpsc::Sender<Result<ToWorker, Status>>) -> Result<Seat, Fail> {
-    let is_name = |name: &String| name.len() <= NAME_BYTES_MAX;
-    if hello.slots == 0 || hello.slots > SLOTS_MAX || hello.tasks.len() > TASKS_MAX {
+    let is_name = |name: &String| name.len() <= NAME_BYTES_MAX && !name.contains('\0');
+    if hello.slots == 0 || hello.slots > SLOTS_MAX || hello.tasks.len() > TASKS_MAX || hello.queues.len() > QUEUES_MAX {
         return Err(Fail::invalid(
             "workers.invalid_hello",
-            format!("A worker has 1 to {SLOTS_MAX} slots and at most {TASKS_MAX} tasks."),
+            format!("A worker has 1 to {SLOTS_MAX} slots, at most {TASKS_MAX} tasks and {QUEUES_MAX} queues."),
         ));
     }
     if !([&hello.profile, &hello.host, &hello.version].into_iter().all(is_name) && hello.queues.iter().all(is_name)) {
-        return Err(Fail::invalid("workers.invalid_hello", format!("A name has at most {NAME_BYTES_MAX} bytes.")));
+        return Err(Fail::invalid(
+            "workers.invalid_hello",
+            format!("A name is text of at most {NAME_BYTES_MAX} bytes."),
+        ));
     }
     let now = core.clock.now();
     // A worker that was here before goes on under its id; any other gets a new one.
@@ -182,10 +187,10 @@ async fn hear(core: &Core, seat: &Seat, heartbeat: Heartbeat) -> Result<(), Fail
     let named: HashSet<(Uuid, i64)> =
         heartbeat.holding.iter().filter_map(|attempt| attempts::parse(Some(attempt)).ok()).collect();
     let held: HashSet<(Uuid, i64)> = rows.iter().map(|row| (row.id, row.token)).collect();
-    let lost: Vec<(Uuid, i64)> = held
+    let lost: Vec<Outcome> = held
         .iter()
         .filter(|attempt| !named.contains(attempt) && !assigned.is_on_its_way(**attempt, heartbeat.assignments_read))
-        .copied()
+        .map(|&(job, token)| Outcome { job, token, end: lost_end(assigned.was_sent((job, token))) })
         .collect();
     assigned.forget(|attempt| held.contains(attempt));
     drop(assigned);
@@ -202,37 +207,50 @@ async fn hear(core: &Core, seat: &Seat, heartbeat: Heartbeat) -> Result<(), Fail
         seat.send(to_worker::Message::Stop(Stop { items })).await;
     }
     seat.send(to_worker::Message::Renewed(Renewed { sequence: heartbeat.sequence })).await;
-    for (job, token) in lost {
-        let fault = Fault::new("heartbeat_lost", "Its worker does not know of the attempt any more.", true);
-        core.engine.finish(Outcome { job, token, end: End::Failed(fault) }).await?;
-    }
+    try_join_all(lost.into_iter().map(|outcome| core.engine.finish(outcome))).await?;
     Ok(())
 }
 
-/// Writes a worker's reports in their order, and sends receipts.
+/// What becomes of an attempt that its worker does not name. One that it has read and dropped has failed. One of an earlier
+/// stream was lost on the way there, as happens when this process dies after a claim: no code ran, and nothing is spent.
+fn lost_end(was_sent: bool) -> End {
+    if was_sent {
+        End::Failed(Fault::new("heartbeat_lost", "Its worker does not know of the attempt any more.", true))
+    } else {
+        End::Interrupted
+    }
+}
+
+/// Writes a worker's reports in their order, and sends receipts. An outcome that cannot be written now ends the stream: on
+/// the next one the worker tells again what no receipt has named.
 async fn write_reports(core: Arc<Core>, seat: Arc<Seat>, mut waiting: mpsc::Receiver<Report>) {
     while let Some(report) = waiting.recv().await {
         let notes = notes(&core, &report);
-        let written = futures::future::join_all(notes.into_iter().map(|note| core.engine.note(note))).await;
+        let written = join_all(notes.into_iter().map(|note| core.engine.note(note))).await;
         for fail in written.into_iter().filter_map(Result::err) {
             warn!(worker.id = %seat.worker, error = %fail, "progress or a log line was not written");
         }
         let told = report.outcomes;
-        let ended = futures::future::join_all(told.iter().map(|outcome| end(&core, outcome))).await;
+        let ended = join_all(told.iter().map(|outcome| end(&core, outcome))).await;
         let mut receipt = Receipt::default();
+        let mut unwritten = None;
         for (outcome, verdict) in told.into_iter().zip(ended) {
             match (outcome.attempt, verdict) {
                 (Some(attempt), Ok(true)) => receipt.accepted.push(attempt),
                 (Some(attempt), Ok(false)) => receipt.refused.push(attempt),
                 (None, _) => {}
-                // Not durable, so not receipted: the worker tells it again.
                 (Some(attempt), Err(fail)) => {
                     warn!(job.id = attempt.job_id, error = %fail, "an outcome was not written; its worker will tell it again");
+                    unwritten = Some(fail);
                 }
             }
         }
         if !(receipt.accepted.is_empty() && receipt.refused.is_empty()) {
             seat.send(to_worker::Message::Receipt(receipt)).await;
+        }
+        if let Some(fail) = unwritten {
+            seat.fail(fail).await;
+            return;
         }
     }
 }
@@ -290,8 +308,8 @@ async fn end(core: &Core, told: &ToldOutcome) -> Result<bool, Fail> {
         Some(outcome::End::Interrupted(_)) => End::Interrupted,
     };
     match core.engine.finish(Outcome { job, token, end }).await {
-        // What the outcome says cannot be (a file it did not write): the attempt fails instead of being told for ever.
-        Err(fail) if matches!(fail.kind(), Kind::Invalid | Kind::Malformed | Kind::NotFound) => {
+        // What it says cannot be (a file it did not write) or cannot be kept: it fails instead of being told for ever.
+        Err(fail) if !matches!(fail.kind(), Kind::Unavailable | Kind::Limited | Kind::Timeout) => {
             let end = End::Failed(Fault::new("internal", fail.message(), false));
             core.engine.finish(Outcome { job, token, end }).await
         }

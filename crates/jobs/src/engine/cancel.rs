@@ -5,42 +5,52 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use kit::Fail;
-use sqlx::PgConnection;
+use sqlx::{PgConnection, PgTransaction};
 use uuid::Uuid;
 
 use super::{
     Ground,
     events::{self, Telling},
     fan_in::BatchChange,
-    finish::{self, Aftermath, Row, Step},
     states::State,
+    steps::{self, Aftermath, Row, Step},
 };
 
 /// Children that one transaction cancels.
 const BITE: i64 = 500;
 
 pub(super) async fn job(ground: &Ground, id: Uuid, by: Uuid, reason: &str) -> Result<(), Fail> {
-    let now = ground.clock.now();
     let mut transaction = ground.pool.begin().await?;
-    let mut rows = finish::lock(&mut transaction, &[id]).await?;
-    let Some(row) = rows.pop() else { return Err(already_final()) };
+    let row = steps::lock(&mut transaction, &[id]).await?.pop().ok_or_else(already_final)?;
+    live_job(ground, transaction, row, by, reason).await
+}
+
+async fn live_job(
+    ground: &Ground,
+    mut transaction: PgTransaction<'_>,
+    row: Row,
+    by: Uuid,
+    reason: &str,
+) -> Result<(), Fail> {
     if row.state == "cancelling" {
         return Ok(());
     }
-    ask(&mut transaction, &[id], by, reason, now).await?;
-    let mut changes = BTreeMap::new();
-    let steps = stop(&mut transaction, vec![with_reason(row, by, reason)], &mut changes, now).await?;
-    let mut aftermath = finish::carry_out(ground, &mut transaction, steps.ended, changes, now).await?;
-    aftermath.streams.extend(steps.telling.append(&mut transaction, now).await?);
-    aftermath.has_cancels = true;
+    let now = ground.clock.now();
+    ask(&mut transaction, &[row.id], Some(by), reason, now).await?;
+    let aftermath = stop(ground, &mut transaction, vec![with_reason(row, Some(by), reason)], now).await?;
     transaction.commit().await?;
-    ground.after(aftermath);
+    ground.after(&aftermath);
     Ok(())
 }
 
+/// Of a batch that a live job has fanned out, the job is cancelled, which takes the batch along: it alone can say that no
+/// more children come.
 pub(super) async fn batch(ground: &Ground, id: Uuid, by: Uuid, reason: &str) -> Result<(), Fail> {
     let now = ground.clock.now();
     let mut transaction = ground.pool.begin().await?;
+    if let Some(parent) = steps::lock_parent(&mut transaction, id).await? {
+        return live_job(ground, transaction, parent, by, reason).await;
+    }
     let is_over = sqlx::query_scalar!("select finished_at from jobs.batch where id = $1 for update", id)
         .fetch_optional(&mut *transaction)
         .await?
@@ -51,23 +61,23 @@ pub(super) async fn batch(ground: &Ground, id: Uuid, by: Uuid, reason: &str) -> 
     let change =
         BatchChange { close: true, cancel: Some((Some(by), Some(reason.to_owned()))), ..BatchChange::default() };
     let changes = BTreeMap::from([(id, change)]);
-    let mut aftermath = finish::carry_out(ground, &mut transaction, Vec::new(), changes, now).await?;
+    let aftermath = steps::carry_out(ground, &mut transaction, Vec::new(), changes, Telling::default(), now).await?;
     transaction.commit().await?;
-    // Carried on here first; the sweep is woken by each bite, and by its timer should this process end in between.
-    aftermath.has_cancels = false;
-    ground.after(aftermath);
-    carry_on(ground, id).await
+    ground.after(&aftermath);
+    // The first bite at once, so that the answer shows a small batch as it will be. The sweep takes the others.
+    bite(ground, id).await.map(drop)
 }
 
 pub(super) async fn close(ground: &Ground, id: Uuid) -> Result<(), Fail> {
     let mut transaction = ground.pool.begin().await?;
     let aftermath = close_within(ground, &mut transaction, id, ground.clock.now()).await?;
     transaction.commit().await?;
-    ground.after(aftermath);
+    ground.after(&aftermath);
     Ok(())
 }
 
-/// Closes an open batch in the caller's transaction, which completes it when all its jobs have ended.
+/// Closes an open batch in the caller's transaction, which completes it when all its jobs have ended. No live job may have
+/// fanned it out.
 ///
 /// # Errors
 /// As the database.
@@ -78,11 +88,11 @@ pub(crate) async fn close_within(
     now: DateTime<Utc>,
 ) -> Result<Aftermath, Fail> {
     let changes = BTreeMap::from([(id, BatchChange { close: true, ..BatchChange::default() })]);
-    finish::carry_out(ground, conn, Vec::new(), changes, now).await
+    steps::carry_out(ground, conn, Vec::new(), changes, Telling::default(), now).await
 }
 
-/// Takes up every batch that was asked to stop and still has children that were not.
-pub(super) async fn carry_on_all(ground: &Ground) -> Result<(), Fail> {
+/// Takes a bite of every batch that was asked to stop and still has children that were not. Whether there may be more.
+pub(super) async fn carry_on(ground: &Ground) -> Result<bool, Fail> {
     let batches = sqlx::query_scalar!(
         "select id from jobs.batch
          where cancel_asked_at is not null and finished_at is null
@@ -91,15 +101,11 @@ pub(super) async fn carry_on_all(ground: &Ground) -> Result<(), Fail> {
     )
     .fetch_all(&ground.pool)
     .await?;
+    let mut is_more = false;
     for batch in batches {
-        carry_on(ground, batch).await?;
+        is_more |= bite(ground, batch).await?;
     }
-    Ok(())
-}
-
-async fn carry_on(ground: &Ground, batch: Uuid) -> Result<(), Fail> {
-    while bite(ground, batch).await? {}
-    Ok(())
+    Ok(is_more)
 }
 
 /// Cancels some of a batch's children; whether there were any.
@@ -108,10 +114,9 @@ async fn bite(ground: &Ground, batch: Uuid) -> Result<bool, Fail> {
     let mut transaction = ground.pool.begin().await?;
     let ids = sqlx::query_scalar!(
         "select id from jobs.job
-         where batch_id = $1 and not is_finalize and state <> 'cancelling'
+         where batch_id = $1 and ordinal is not null and state <> 'cancelling'
          order by id
-         limit $2
-         for update skip locked",
+         limit $2",
         batch,
         BITE,
     )
@@ -120,62 +125,43 @@ async fn bite(ground: &Ground, batch: Uuid) -> Result<bool, Fail> {
     if ids.is_empty() {
         return Ok(false);
     }
+    let rows = steps::lock(&mut transaction, &ids).await?;
     let asked = sqlx::query!("select cancel_asked_by, cancel_reason from jobs.batch where id = $1", batch)
         .fetch_one(&mut *transaction)
         .await?;
-    let by = asked.cancel_asked_by.unwrap_or_default();
     let reason = asked.cancel_reason.unwrap_or_default();
-    ask(&mut transaction, &ids, by, &reason, now).await?;
-    let rows = finish::lock(&mut transaction, &ids).await?;
-    let mut changes = BTreeMap::new();
-    let steps = stop(&mut transaction, rows, &mut changes, now).await?;
-    let mut aftermath = finish::carry_out(ground, &mut transaction, steps.ended, changes, now).await?;
-    aftermath.streams.extend(steps.telling.append(&mut transaction, now).await?);
-    aftermath.has_cancels = true;
+    ask(&mut transaction, &ids, asked.cancel_asked_by, &reason, now).await?;
+    let rows = rows.into_iter().map(|row| with_reason(row, asked.cancel_asked_by, &reason)).collect();
+    let aftermath = stop(ground, &mut transaction, rows, now).await?;
     transaction.commit().await?;
-    ground.after(aftermath);
+    ground.after(&aftermath);
     Ok(true)
 }
 
-#[derive(Debug, Default)]
-struct Stopped {
-    /// Jobs that end at once.
-    ended: Vec<Step>,
-    telling: Telling,
-}
-
-/// Ends what waits, and turns what runs or has children at work into `cancelling`.
-async fn stop(
-    conn: &mut PgConnection,
-    rows: Vec<Row>,
-    changes: &mut BTreeMap<Uuid, BatchChange>,
-    now: DateTime<Utc>,
-) -> Result<Stopped, Fail> {
-    let mut stopped = Stopped::default();
-    let mut asked = Vec::new();
+/// Ends what waits, and turns what runs or has children at work into `cancelling`. The rows are locked.
+async fn stop(ground: &Ground, conn: &mut PgConnection, rows: Vec<Row>, now: DateTime<Utc>) -> Result<Aftermath, Fail> {
+    let mut changes: BTreeMap<Uuid, BatchChange> = BTreeMap::new();
+    let mut telling = Telling::default();
+    let (mut ended, mut asked) = (Vec::new(), Vec::new());
     for row in rows {
-        match (row.state.parse()?, row.child_batch_id) {
-            (State::Scheduled | State::Queued, None) | (State::Suspended, None) => {
-                stopped.ended.push(Step::cancelled(row))
-            }
-            (State::Cancelling, _) => {}
-            (state, child_batch) => {
-                let is_waiting = matches!(state, State::Scheduled | State::Queued);
-                if let Some(child_batch) = child_batch {
-                    let change: &mut BatchChange = changes.entry(child_batch).or_default();
-                    // A running parent may still be adding to its batch; its end closes it.
-                    change.close = state != State::Running;
-                    change.cancel = Some((row.cancel_asked_by, row.cancel_reason.clone()));
-                }
-                if is_waiting {
-                    // Between two attempts of a parent: the batch is cancelled on its own, the job ends now.
-                    stopped.ended.push(Step::cancelled(row));
-                } else {
-                    asked.push(row.id);
-                    let data = events::state(row.id, State::Cancelling, row.attempt, None);
-                    stopped.telling.job(row.id, row.events + 1, row.batch_id, "state", data);
-                }
-            }
+        let state: State = row.state.parse()?;
+        if state == State::Cancelling {
+            continue;
+        }
+        if let Some(child_batch) = row.child_batch_id {
+            let change = changes.entry(child_batch).or_default();
+            // A running parent may still be adding to its batch; its end closes it.
+            change.close = state != State::Running;
+            change.cancel = Some((row.cancel_asked_by, row.cancel_reason.clone()));
+        }
+        let is_at_work = state == State::Running || (state == State::Suspended && row.child_batch_id.is_some());
+        if is_at_work {
+            asked.push(row.id);
+            let data = events::state(row.id, State::Cancelling, row.attempt, None);
+            telling.job(row.id, row.events + 1, row.batch_id, "state", data);
+        } else {
+            // A parent between two attempts ends at once, too; its batch is cancelled by itself.
+            ended.push(Step::cancelled(row));
         }
     }
     if !asked.is_empty() {
@@ -184,14 +170,22 @@ async fn stop(
             &asked,
             now,
         )
-        .execute(conn)
+        .execute(&mut *conn)
         .await?;
     }
-    Ok(stopped)
+    let mut aftermath = steps::carry_out(ground, conn, ended, changes, telling, now).await?;
+    aftermath.has_cancels = true;
+    Ok(aftermath)
 }
 
 /// Notes who asked, why and when.
-async fn ask(conn: &mut PgConnection, ids: &[Uuid], by: Uuid, reason: &str, now: DateTime<Utc>) -> Result<(), Fail> {
+async fn ask(
+    conn: &mut PgConnection,
+    ids: &[Uuid],
+    by: Option<Uuid>,
+    reason: &str,
+    now: DateTime<Utc>,
+) -> Result<(), Fail> {
     sqlx::query!(
         "update jobs.job
          set cancel_asked_at = $2, cancel_asked_by = $3, cancel_reason = nullif($4, '')
@@ -206,9 +200,9 @@ async fn ask(conn: &mut PgConnection, ids: &[Uuid], by: Uuid, reason: &str, now:
     Ok(())
 }
 
-fn with_reason(row: Row, by: Uuid, reason: &str) -> Row {
+fn with_reason(row: Row, by: Option<Uuid>, reason: &str) -> Row {
     let reason = Some(reason.to_owned()).filter(|reason| !reason.is_empty());
-    Row { cancel_asked_by: Some(by), cancel_reason: reason, ..row }
+    Row { cancel_asked_by: by, cancel_reason: reason, ..row }
 }
 
 fn already_final() -> Fail {

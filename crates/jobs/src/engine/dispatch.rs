@@ -3,9 +3,10 @@
 
 use std::{
     collections::HashMap,
+    iter::Peekable,
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -21,16 +22,20 @@ use uuid::Uuid;
 use super::{
     Ground,
     events::{self, Telling},
-    finish::{Aftermath, End, Outcome},
+    finish::{End, Outcome},
     group::Group,
     states::State,
+    steps::Aftermath,
 };
-use crate::SCHEMA;
+use crate::{SCHEMA, submissions::ARGS_BYTES_MAX};
 
 /// Without a wake-up, look this often: another replica may have taken jobs in.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Jobs that one claim takes at most.
 const CLAIM_MAX: u32 = 100;
+/// Bytes of arguments in one message to a worker: with what surrounds them, below the 4 MiB that gRPC takes in unless a
+/// client asks for more. A message that a worker cannot read would cost it its stream, and all its attempts with that.
+const ASSIGN_BYTES_MAX: usize = 3 * 1024 * 1024;
 
 /// A connected worker's place: what it offers, how many slots are free, and the way to it.
 #[derive(Debug)]
@@ -40,6 +45,7 @@ pub(crate) struct Seat {
     pub(crate) queues: Vec<String>,
     pub(crate) tasks: Vec<String>,
     free: AtomicU32,
+    is_draining: AtomicBool,
     out: mpsc::Sender<Result<ToWorker, Status>>,
     /// What was assigned over this stream. Held from a claim to its assignment, so that whoever compares the database
     /// with what the worker holds never sees an attempt in between.
@@ -55,6 +61,11 @@ pub(crate) struct Assigned {
 }
 
 impl Assigned {
+    /// Whether the attempt was sent over this stream.
+    pub(crate) fn was_sent(&self, attempt: (Uuid, i64)) -> bool {
+        self.places.contains_key(&attempt)
+    }
+
     /// Whether the attempt was sent and is not among the first `read` assignments.
     pub(crate) fn is_on_its_way(&self, attempt: (Uuid, i64), read: u64) -> bool {
         self.places.get(&attempt).is_some_and(|place| *place > read)
@@ -73,7 +84,15 @@ impl Seat {
         tasks: Vec<String>,
         out: mpsc::Sender<Result<ToWorker, Status>>,
     ) -> Self {
-        Self { worker, queues, tasks, free: AtomicU32::new(0), out, assigned: Mutex::default() }
+        Self {
+            worker,
+            queues,
+            tasks,
+            free: AtomicU32::new(0),
+            is_draining: AtomicBool::new(false),
+            out,
+            assigned: Mutex::default(),
+        }
     }
 
     /// The worker has `slots` more free slots.
@@ -84,14 +103,19 @@ impl Seat {
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |free| Some(free.saturating_add(slots).min(1_000)));
     }
 
-    /// Takes no more work.
+    /// Takes no more work, whatever slots become free.
     pub(crate) fn drain(&self) {
-        self.free.store(0, Ordering::Release);
+        self.is_draining.store(true, Ordering::Release);
     }
 
     /// Sends to the worker, waiting for room. A worker that is gone hears nothing and is noticed by its lease.
     pub(crate) async fn send(&self, message: to_worker::Message) {
         let _gone = self.out.send(Ok(ToWorker { message: Some(message) })).await;
+    }
+
+    /// Sends to the worker if there is room.
+    pub(super) fn try_send(&self, message: to_worker::Message) {
+        let _full = self.out.try_send(Ok(ToWorker { message: Some(message) }));
     }
 
     /// Ends the stream with an error that the worker sees.
@@ -158,9 +182,11 @@ pub(super) fn start(ground: &Arc<Ground>, finisher: &Group<Outcome, bool>, tasks
 /// Claims for one seat and assigns; whether more may be there for it.
 async fn serve(ground: &Ground, finisher: &Group<Outcome, bool>, seat: &Seat) -> Result<bool, Fail> {
     let free = seat.free.load(Ordering::Acquire).min(CLAIM_MAX);
-    if free == 0 {
+    if free == 0 || seat.is_draining.load(Ordering::Acquire) {
         return Ok(false);
     }
+    // A worker that does not read is given nothing: what it cannot be told it must not hold.
+    let Ok(rooms) = seat.out.try_reserve_many(messages_max(free)) else { return Ok(false) };
     let mut assigned = seat.assigned.lock().await;
     let claims = claim(ground, seat, free).await?;
     let count = u32::try_from(claims.len()).unwrap_or(free);
@@ -170,14 +196,7 @@ async fn serve(ground: &Ground, finisher: &Group<Outcome, bool>, seat: &Seat) ->
     let _previous =
         seat.free.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| Some(left.saturating_sub(count)));
     let attempts: Vec<(Uuid, i64)> = claims.iter().map(|claim| (claim.id, claim.token)).collect();
-    for attempt in &attempts {
-        assigned.count += 1;
-        let place = assigned.count;
-        assigned.places.insert(*attempt, place);
-    }
-    let items = claims.into_iter().map(Claim::into_assignment).collect();
-    let message = ToWorker { message: Some(to_worker::Message::Assign(Assign { items })) };
-    if seat.out.try_send(Ok(message)).is_err() {
+    if seat.out.is_closed() {
         // The stream broke after the claim: the worker never saw these, so they go back unharmed.
         drop(assigned);
         for (job, token) in attempts {
@@ -185,7 +204,37 @@ async fn serve(ground: &Ground, finisher: &Group<Outcome, bool>, seat: &Seat) ->
         }
         return Ok(false);
     }
+    for attempt in attempts {
+        assigned.count += 1;
+        let place = assigned.count;
+        assigned.places.insert(attempt, place);
+    }
+    let mut left = claims.into_iter().map(Claim::into_assignment).peekable();
+    for room in rooms {
+        let items = next_message(&mut left);
+        if items.is_empty() {
+            break;
+        }
+        room.send(Ok(ToWorker { message: Some(to_worker::Message::Assign(Assign { items })) }));
+    }
     Ok(count == free)
+}
+
+/// Messages that `jobs` assignments take at most: each but the last is full but for less than the longest arguments.
+fn messages_max(jobs: u32) -> usize {
+    let bytes = jobs as usize * ARGS_BYTES_MAX;
+    bytes.div_ceil(ASSIGN_BYTES_MAX - ARGS_BYTES_MAX).min(jobs as usize)
+}
+
+/// As many assignments as one message takes.
+fn next_message(left: &mut Peekable<impl Iterator<Item = Assignment>>) -> Vec<Assignment> {
+    let (mut items, mut bytes) = (Vec::new(), 0);
+    // The first goes in any case, or it would never go.
+    while let Some(item) = left.next_if(|item| bytes == 0 || bytes + item.args_json.len() <= ASSIGN_BYTES_MAX) {
+        bytes += item.args_json.len();
+        items.push(item);
+    }
+    items
 }
 
 #[derive(Debug)]
@@ -224,8 +273,8 @@ impl Claim {
     }
 }
 
-/// Claims up to `free` jobs for a worker. Each queue's first ones are looked at, the earliest of all are locked, and what
-/// another replica holds is skipped.
+/// Claims up to `free` jobs for a worker whose lease is not over. Each queue's first ones are looked at, the earliest of all
+/// are locked, and what another replica holds is skipped.
 async fn claim(ground: &Ground, seat: &Seat, free: u32) -> Result<Vec<Claim>, Fail> {
     let now = ground.clock.now();
     let mut transaction = ground.pool.begin().await?;
@@ -242,6 +291,7 @@ async fn claim(ground: &Ground, seat: &Seat, free: u32) -> Result<Vec<Claim>, Fa
              limit $3
            ) as next
            where queue.paused_at is null and (cardinality($2::text[]) = 0 or queue.name = any($2))
+             and exists (select from jobs.worker where worker.id = $4 and worker.expires_at >= $5)
            order by next.rank
            limit $3
          ), locked as (
@@ -295,6 +345,27 @@ async fn claim(ground: &Ground, seat: &Seat, free: u32) -> Result<Vec<Claim>, Fa
     outbox::write(&mut transaction, SCHEMA, &word, &ground.clock, None).await?;
     let streams = telling.append(&mut transaction, now).await?;
     transaction.commit().await?;
-    ground.after(Aftermath { streams, ..Aftermath::default() });
+    ground.after(&Aftermath { streams, ..Aftermath::default() });
     Ok(claims)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn assignments_are_told_in_messages_that_a_worker_can_read() {
+        for (jobs, args_bytes) in
+            [(1, ARGS_BYTES_MAX), (CLAIM_MAX, ARGS_BYTES_MAX), (CLAIM_MAX, 400_000), (CLAIM_MAX, 2)]
+        {
+            let assignment = Assignment { args_json: "x".repeat(args_bytes), ..Assignment::default() };
+            let mut left = vec![assignment; jobs as usize].into_iter().peekable();
+            let messages: Vec<_> = (0..messages_max(jobs)).map(|_| next_message(&mut left)).collect();
+            assert!(left.next().is_none(), "{jobs} jobs of {args_bytes} bytes are not all told");
+            for items in messages {
+                let bytes = prost::Message::encoded_len(&Assign { items });
+                assert!(bytes < 4 * 1024 * 1024, "a message has {bytes} bytes");
+            }
+        }
+    }
 }

@@ -49,6 +49,11 @@ impl Telling {
         self.for_batches.entry(batch).or_default().push(("batch", data));
     }
 
+    /// The batches whose streams will be appended to.
+    pub(crate) fn batches(&self) -> impl Iterator<Item = Uuid> {
+        self.for_batches.keys().copied()
+    }
+
     /// Appends everything gathered, and names the streams that have news.
     ///
     /// Locks the batches' rows in the order of their ids: whoever locks several batches does it in that order, and after

@@ -2,7 +2,7 @@
 //! finalize, and the end of the finalize ends the batch and sets its parent free. All under the lock of the batch's row,
 //! so it happens exactly once, whatever happens to the children.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use chrono::{DateTime, Utc};
 use kit::{Fail, outbox};
@@ -13,8 +13,9 @@ use uuid::Uuid;
 use super::{
     Ground,
     events::Telling,
-    finish::{self, Fault, Row, Step},
+    finish::Fault,
     states::State,
+    steps::{self, Row, Step},
     submit::{self, NewJob, Place},
 };
 
@@ -36,6 +37,8 @@ pub(crate) struct BatchChange {
 
 #[derive(Debug, Clone)]
 pub(crate) struct Finalized {
+    /// Ends the batch only if this is the finalize that the batch names.
+    pub(crate) id: Uuid,
     pub(crate) state: State,
     pub(crate) result: Option<String>,
     pub(crate) error: Option<Fault>,
@@ -76,6 +79,25 @@ impl BatchRow {
         self.succeeded + self.failed + self.cancelled + self.expired == self.total
     }
 
+    fn is_over(&self) -> bool {
+        self.finished_at.is_some()
+    }
+
+    /// Takes in what is asked of a batch that is not over.
+    fn apply(&mut self, change: &BatchChange, now: DateTime<Utc>) {
+        self.succeeded += change.succeeded;
+        self.failed += change.failed;
+        self.cancelled += change.cancelled;
+        if let (Some((by, reason)), None) = (&change.cancel, self.cancel_asked_at) {
+            self.cancel_asked_at = Some(now);
+            self.cancel_asked_by = *by;
+            self.cancel_reason.clone_from(reason);
+        }
+        if change.close && self.state == "open" {
+            "running".clone_into(&mut self.state);
+        }
+    }
+
     /// `batch {batch_id, state, counts}`
     fn to_event(&self) -> String {
         json!({
@@ -93,7 +115,8 @@ impl BatchRow {
     }
 }
 
-/// Applies changes to batches and finds what follows.
+/// Applies changes to batches and finds what follows. Also locks the batches that are to be told of jobs, since a lock
+/// that is taken later would be out of order.
 pub(crate) async fn settle(
     ground: &Ground,
     conn: &mut PgConnection,
@@ -106,25 +129,19 @@ pub(crate) async fn settle(
     if changes.is_empty() {
         return Ok(settled);
     }
-    let ids: Vec<Uuid> = changes.keys().copied().collect();
-    let mut rows = lock(conn, &ids).await?;
+    let ids: BTreeSet<Uuid> = changes.keys().copied().chain(telling.batches()).collect();
+    let mut rows = lock(conn, &ids.into_iter().collect::<Vec<_>>()).await?;
+    // What is over stays as it is, whatever ends beside it; a retry opens it again first.
+    rows.retain(|row| changes.contains_key(&row.id) && !row.is_over());
     let mut finalizes = Vec::new();
     let mut over: Vec<(Uuid, Uuid, bool, Option<Finalized>)> = Vec::new();
     for row in &mut rows {
         let Some(change) = changes.get(&row.id) else { continue };
-        row.succeeded += change.succeeded;
-        row.failed += change.failed;
-        row.cancelled += change.cancelled;
-        if let (Some((by, reason)), None, None) = (&change.cancel, row.cancel_asked_at, row.finished_at) {
-            row.cancel_asked_at = Some(now);
-            row.cancel_asked_by = *by;
-            row.cancel_reason.clone_from(reason);
-        }
-        settled.has_cancels |= row.cancel_asked_at.is_some() && row.finished_at.is_none();
-        if change.close && row.state == "open" {
-            "running".clone_into(&mut row.state);
-        }
-        let mut is_over = false;
+        let before = row.to_event();
+        row.apply(change, now);
+        settled.has_cancels |= row.cancel_asked_at.is_some();
+        let finalized = change.finalized.as_ref().filter(|finalized| row.finalize_job_id == Some(finalized.id));
+        let mut is_over = row.state == "finalizing" && finalized.is_some();
         if row.state == "running" && row.is_complete() {
             match &row.finalize_task {
                 Some(task) => {
@@ -152,17 +169,19 @@ pub(crate) async fn settle(
                 None => is_over = true,
             }
         }
-        is_over |= row.state == "finalizing" && change.finalized.is_some();
         if is_over {
             let is_cancelled = row.cancel_asked_at.is_some();
             if is_cancelled { "cancelled" } else { "finished" }.clone_into(&mut row.state);
             row.finished_at = Some(now);
             word.push(finished_event(row));
             if let Some(parent) = row.parent_job_id {
-                over.push((row.id, parent, is_cancelled, change.finalized.clone()));
+                over.push((row.id, parent, is_cancelled, finalized.cloned()));
             }
         }
-        telling.batch(row.id, row.to_event());
+        let event = row.to_event();
+        if event != before {
+            telling.batch(row.id, event);
+        }
     }
     write(conn, &rows).await?;
     if !finalizes.is_empty() {
@@ -172,6 +191,49 @@ pub(crate) async fn settle(
     }
     settled.parents = free_parents(conn, &over, &rows).await?;
     Ok(settled)
+}
+
+/// Counts an ended job of a batch as live again. A batch that was over is opened: with a job of its own it runs, and will
+/// finalize again; with its finalize it finalizes.
+///
+/// # Errors
+/// `jobs.batch_finalizing` while the finalize is at work; `jobs.finalize_superseded` for a finalize that a new one
+/// follows.
+pub(crate) async fn reopen(
+    conn: &mut PgConnection,
+    batch: Uuid,
+    job: Uuid,
+    was: State,
+    is_finalize: bool,
+    telling: &mut Telling,
+) -> Result<(), Fail> {
+    let Some(mut row) = lock(conn, &[batch]).await?.pop() else {
+        return Err(Fail::internal(format!("the batch {batch} of the job {job} is not there")));
+    };
+    if row.state == "finalizing" {
+        return Err(Fail::conflict("jobs.batch_finalizing", "Its batch is being finalized; retry it after that."));
+    }
+    if is_finalize {
+        if !row.is_over() || row.finalize_job_id != Some(job) {
+            return Err(Fail::conflict(
+                "jobs.finalize_superseded",
+                "Its batch was opened again since, and will be finalized anew.",
+            ));
+        }
+        "finalizing".clone_into(&mut row.state);
+    } else {
+        row.failed -= i32::from(was == State::Failed);
+        row.cancelled -= i32::from(was == State::Cancelled);
+        if row.is_over() {
+            "running".clone_into(&mut row.state);
+            row.finalize_job_id = None;
+        }
+    }
+    if row.is_over() {
+        (row.finished_at, row.cancel_asked_at, row.cancel_asked_by, row.cancel_reason) = (None, None, None, None);
+    }
+    telling.batch(batch, row.to_event());
+    write(conn, &[row]).await
 }
 
 /// The parents of batches that are over, each with what the batch came to.
@@ -184,8 +246,7 @@ async fn free_parents(
         return Ok(Vec::new());
     }
     let ids: Vec<Uuid> = over.iter().map(|(_, parent, ..)| *parent).collect();
-    let mut parents: HashMap<Uuid, Row> =
-        finish::lock(conn, &ids).await?.into_iter().map(|row| (row.id, row)).collect();
+    let mut parents: HashMap<Uuid, Row> = steps::lock(conn, &ids).await?.into_iter().map(|row| (row.id, row)).collect();
     let mut steps = Vec::new();
     for (batch, parent, is_cancelled, finalized) in over {
         // A parent that has ended already, or runs a new attempt, is not this batch's to end.

@@ -1,13 +1,13 @@
-//! Ending attempts, and what follows from it, in one transaction a group: the job's next state, the attempt's record,
-//! its files, its batch's counters, the finalize or the parent that this sets free, the events and the outbox.
+//! Ending attempts: which outcomes count, and what each makes of its job. What follows is carried out by `steps.rs`, in the
+//! same transaction.
 //!
 //! An outcome counts only with the fencing token of the attempt that holds the job now. Everything else is refused and
 //! changes nothing.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
-use kit::{Fail, outbox};
+use kit::Fail;
 use proto::worker::WrittenFile;
 use sqlx::PgConnection;
 use tracing::info;
@@ -16,12 +16,12 @@ use uuid::Uuid;
 use super::{
     Ground,
     backoff::Backoff,
-    events::{self, Telling},
-    fan_in::{self, BatchChange},
+    events::Telling,
+    fan_in::BatchChange,
     states::State,
-    submit::rank,
+    steps::{self, Ended, Row, Step},
 };
-use crate::{SCHEMA, files};
+use crate::files;
 
 /// What went wrong with an attempt or a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +53,14 @@ pub(crate) enum End {
     },
     /// It was given back unharmed, which does not count as an attempt.
     Interrupted,
+    /// Its worker's lease is over. Counts only if that is still so when it is written.
+    LeaseOver,
+}
+
+impl End {
+    const fn is_lease_over(&self) -> bool {
+        matches!(self, Self::LeaseOver)
+    }
 }
 
 /// One attempt's end, as its worker or a sweep tells it.
@@ -61,70 +69,6 @@ pub(crate) struct Outcome {
     pub(crate) job: Uuid,
     pub(crate) token: i64,
     pub(crate) end: End,
-}
-
-/// A live job, its row locked.
-#[derive(Debug, Clone)]
-pub(crate) struct Row {
-    pub(crate) id: Uuid,
-    pub(crate) owner_id: Uuid,
-    pub(crate) task: String,
-    pub(crate) queue: String,
-    pub(crate) state: String,
-    pub(crate) priority: i16,
-    pub(crate) attempt: i32,
-    pub(crate) attempts_until: i32,
-    pub(crate) max_attempts: i32,
-    pub(crate) token: i64,
-    pub(crate) worker_id: Option<Uuid>,
-    pub(crate) attempt_started_at: Option<DateTime<Utc>>,
-    pub(crate) backoff: Option<String>,
-    pub(crate) batch_id: Option<Uuid>,
-    pub(crate) is_finalize: bool,
-    pub(crate) child_batch_id: Option<Uuid>,
-    pub(crate) cancel_reason: Option<String>,
-    pub(crate) cancel_asked_by: Option<Uuid>,
-    pub(crate) events: i64,
-    pub(crate) request_id: String,
-    pub(crate) traceparent: Option<String>,
-}
-
-/// A job's next state, decided and not yet written.
-#[derive(Debug)]
-pub(crate) struct Step {
-    pub(crate) row: Row,
-    pub(crate) next: State,
-    pub(crate) error: Option<Fault>,
-    pub(crate) result: Option<String>,
-    /// When it may run again.
-    pub(crate) run_at: Option<DateTime<Utc>>,
-    /// The running attempt's outcome, when one ends here.
-    pub(crate) attempt: Option<&'static str>,
-    /// The attempt did not count.
-    pub(crate) is_attempt_free: bool,
-}
-
-impl Step {
-    pub(crate) fn to(row: Row, next: State) -> Self {
-        Self { row, next, error: None, result: None, run_at: None, attempt: None, is_attempt_free: false }
-    }
-
-    /// To `cancelled`, with the reason that was given when it was asked for.
-    pub(crate) fn cancelled(row: Row) -> Self {
-        let reason = row.cancel_reason.clone().unwrap_or_else(|| "Cancelled on request.".to_owned());
-        Self { error: Some(Fault::new("cancelled", reason, false)), ..Self::to(row, State::Cancelled) }
-    }
-}
-
-/// What a transaction leaves to be done once it is durable.
-#[derive(Debug, Default)]
-pub(crate) struct Aftermath {
-    /// Streams with news.
-    pub(crate) streams: Vec<Uuid>,
-    /// Some job may start now.
-    pub(crate) has_work: bool,
-    /// Some batch or attempt is to be cancelled.
-    pub(crate) has_cancels: bool,
 }
 
 /// Ends attempts; answers for each whether it was accepted.
@@ -136,82 +80,97 @@ pub(crate) async fn finish(ground: &Ground, outcomes: Vec<Outcome>) -> Result<Ve
     let mut transaction = ground.pool.begin().await?;
     let ids: Vec<Uuid> = outcomes.iter().map(|outcome| outcome.job).collect();
     let mut rows: HashMap<Uuid, Row> =
-        lock(&mut transaction, &ids).await?.into_iter().map(|row| (row.id, row)).collect();
+        steps::lock(&mut transaction, &ids).await?.into_iter().map(|row| (row.id, row)).collect();
+    let alive = alive_workers(&mut transaction, &outcomes, &rows, now).await?;
 
     let mut accepted = Vec::with_capacity(outcomes.len());
     let mut steps = Vec::with_capacity(outcomes.len());
+    let mut refused = 0;
     let (mut written, mut doomed) = (Vec::new(), Vec::new());
     let mut changes: BTreeMap<Uuid, BatchChange> = BTreeMap::new();
     for outcome in outcomes {
         let is_held = rows.get(&outcome.job).is_some_and(|row| {
             row.token == outcome.token
                 && matches!(row.state.as_str(), "running" | "cancelling")
-                && row.worker_id.is_some()
+                && row.worker_id.is_some_and(|worker| !(outcome.end.is_lease_over() && alive.contains(&worker)))
         });
         accepted.push(is_held);
-        let Some(row) = rows.remove(&outcome.job).filter(|_| is_held) else { continue };
+        if !is_held {
+            // The row stays: the outcome that counts may stand behind this one.
+            refused += u64::from(!outcome.end.is_lease_over());
+            continue;
+        }
+        let Some(row) = rows.remove(&outcome.job) else { continue };
         match &outcome.end {
             End::Succeeded { files, .. } => written.push((outcome.job, outcome.token, files.clone())),
             _ => doomed.push((outcome.job, outcome.token)),
         }
-        let step = decide(row, outcome.end, now, &mut changes)?;
-        steps.push(step);
+        steps.push(decide(row, outcome.end, now, &mut changes));
     }
-    let refused = accepted.iter().filter(|is_accepted| !**is_accepted).count();
     if refused > 0 {
         info!(count = refused, "outcomes of fenced attempts were refused");
-        metrics::counter!("guildhall_late_outcomes_total").increment(refused as u64);
+        metrics::counter!("guildhall_late_outcomes_total").increment(refused);
     }
     files::make_whole_for_attempts(&mut transaction, &written, now).await?;
     files::doom_for_attempts(&mut transaction, &doomed).await?;
-    let aftermath = carry_out(ground, &mut transaction, steps, changes, now).await?;
+    let aftermath = steps::carry_out(ground, &mut transaction, steps, changes, Telling::default(), now).await?;
     transaction.commit().await?;
-    ground.after(aftermath);
+    ground.after(&aftermath);
     Ok(accepted)
 }
 
-/// Locks live jobs in the order of their ids, which is the order in which everyone locks several.
-pub(crate) async fn lock(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Row>, Fail> {
-    Ok(sqlx::query_as!(
-        Row,
-        "select id, owner_id, task, queue, state, priority, attempt, attempts_until, max_attempts, token, worker_id,
-           attempt_started_at, backoff, batch_id, is_finalize, child_batch_id, cancel_reason, cancel_asked_by, events,
-           request_id, traceparent
-         from jobs.job
-         where id = any($1)
-         order by id
-         for update",
-        ids,
+/// Of the workers whose leases are said to be over, those whose are not. Their rows are held until the end of the
+/// transaction, so that a heartbeat comes either before this or finds its attempts gone.
+async fn alive_workers(
+    conn: &mut PgConnection,
+    outcomes: &[Outcome],
+    rows: &HashMap<Uuid, Row>,
+    now: DateTime<Utc>,
+) -> Result<HashSet<Uuid>, Fail> {
+    let said_lost: HashSet<Uuid> = outcomes
+        .iter()
+        .filter(|outcome| outcome.end.is_lease_over())
+        .filter_map(|outcome| rows.get(&outcome.job)?.worker_id)
+        .collect();
+    if said_lost.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let workers = sqlx::query!(
+        "select id, expires_at from jobs.worker where id = any($1) order by id for share",
+        &said_lost.into_iter().collect::<Vec<_>>(),
     )
     .fetch_all(conn)
-    .await?)
+    .await?;
+    Ok(workers.into_iter().filter(|worker| worker.expires_at >= now).map(|worker| worker.id).collect())
 }
 
-fn decide(row: Row, end: End, now: DateTime<Utc>, changes: &mut BTreeMap<Uuid, BatchChange>) -> Result<Step, Fail> {
+fn decide(row: Row, end: End, now: DateTime<Utc>, changes: &mut BTreeMap<Uuid, BatchChange>) -> Step {
     let is_cancelling = row.state == "cancelling";
-    Ok(match end {
+    match end {
         End::Succeeded { result, .. } => {
-            Step { result: Some(result), attempt: Some("succeeded"), ..Step::to(row, State::Succeeded) }
+            Step { result: Some(result), attempt: Ended::with("succeeded"), ..Step::to(row, State::Succeeded) }
         }
-        End::Failed(fault) if is_cancelling => {
-            Step { attempt: Some("failed"), error: Some(fault), ..Step::cancelled(row) }
-        }
+        End::Failed(fault) if is_cancelling => Step { attempt: Ended::failed(&fault), ..Step::cancelled(row) },
         End::Failed(fault) if fault.is_retryable && row.attempt < row.attempts_until => {
             let retry = row.attempt - (row.attempts_until - row.max_attempts);
             let backoff = row.backoff.as_deref().map(Backoff::from_json).unwrap_or_default();
             let delay = backoff.delay(u32::try_from(retry).unwrap_or(1), row.id);
             Step {
+                attempt: Ended::failed(&fault),
                 error: Some(fault),
                 run_at: Some(now + delay),
-                attempt: Some("failed"),
                 ..Step::to(row, State::Scheduled)
             }
         }
-        End::Failed(fault) => Step { error: Some(fault), attempt: Some("failed"), ..Step::to(row, State::Failed) },
-        End::Stopped | End::Interrupted if is_cancelling => Step { attempt: Some("cancelled"), ..Step::cancelled(row) },
+        End::Failed(fault) => {
+            Step { attempt: Ended::failed(&fault), error: Some(fault), ..Step::to(row, State::Failed) }
+        }
+        End::Stopped | End::Interrupted if is_cancelling => {
+            Step { attempt: Ended::with("cancelled"), ..Step::cancelled(row) }
+        }
         End::Stopped | End::Interrupted => Step {
             run_at: Some(now),
-            attempt: Some("interrupted"),
+            attempt: Ended::with("interrupted"),
             is_attempt_free: true,
             ..Step::to(row, State::Queued)
         },
@@ -222,213 +181,15 @@ fn decide(row: Row, end: End, now: DateTime<Utc>, changes: &mut BTreeMap<Uuid, B
                 change.cancel = Some((row.cancel_asked_by, row.cancel_reason.clone()));
             }
             let next = if is_cancelling { State::Cancelling } else { State::Suspended };
-            Step { attempt: Some("suspended"), ..Step::to(row, next) }
+            Step { attempt: Ended::with("suspended"), ..Step::to(row, next) }
         }
         End::Suspended { .. } => {
             let fault = Fault::new("internal", "The task suspended itself for a batch that is not its own.", false);
-            Step { error: Some(fault), attempt: Some("failed"), ..Step::to(row, State::Failed) }
+            Step { attempt: Ended::failed(&fault), error: Some(fault), ..Step::to(row, State::Failed) }
         }
-    })
-}
-
-/// Writes steps and everything that follows from them: batches that are complete, their finalizes, parents that are set
-/// free, and what those set free in turn.
-pub(crate) async fn carry_out(
-    ground: &Ground,
-    conn: &mut PgConnection,
-    mut steps: Vec<Step>,
-    mut changes: BTreeMap<Uuid, BatchChange>,
-    now: DateTime<Utc>,
-) -> Result<Aftermath, Fail> {
-    let mut telling = Telling::default();
-    let mut word = Vec::new();
-    let mut aftermath = Aftermath::default();
-    while !steps.is_empty() || !changes.is_empty() {
-        record_attempts(conn, &steps, now).await?;
-        move_to_history(conn, &steps, now).await?;
-        put_back(conn, &steps, now).await?;
-        for step in steps.drain(..) {
-            tell(&step, &mut telling, &mut word);
-            aftermath.has_work |= matches!(step.next, State::Queued | State::Scheduled);
-            note_in_batches(&step, &mut changes);
+        End::LeaseOver => {
+            let message = "Its worker has not been heard of for the length of a lease.";
+            decide(row, End::Failed(Fault::new("heartbeat_lost", message, true)), now, changes)
         }
-        let settled = fan_in::settle(ground, conn, std::mem::take(&mut changes), now, &mut telling, &mut word).await?;
-        aftermath.has_work |= settled.has_work;
-        aftermath.has_cancels |= settled.has_cancels;
-        steps = settled.parents;
-    }
-    outbox::write(conn, SCHEMA, &word, &ground.clock, None).await?;
-    aftermath.streams = telling.append(conn, now).await?;
-    Ok(aftermath)
-}
-
-/// What a step means for the batch the job is in, and for the batch the job has fanned out.
-fn note_in_batches(step: &Step, changes: &mut BTreeMap<Uuid, BatchChange>) {
-    if !step.next.is_final() {
-        return;
-    }
-    let row = &step.row;
-    if let Some(batch) = row.batch_id {
-        let change = changes.entry(batch).or_default();
-        change.request = Some((row.request_id.clone(), row.traceparent.clone()));
-        if row.is_finalize {
-            change.finalized =
-                Some(fan_in::Finalized { state: step.next, result: step.result.clone(), error: step.error.clone() });
-        } else {
-            match step.next {
-                State::Succeeded => change.succeeded += 1,
-                State::Failed => change.failed += 1,
-                _ => change.cancelled += 1,
-            }
-        }
-    }
-    // A parent that ends before its children takes them along. A suspended one is ended by its batch, which is over.
-    if let Some(child_batch) = row.child_batch_id
-        && row.worker_id.is_some()
-    {
-        let change = changes.entry(child_batch).or_default();
-        change.close = true;
-        change.cancel = Some((row.cancel_asked_by, Some("The job it belongs to has ended.".to_owned())));
-    }
-}
-
-async fn record_attempts(conn: &mut PgConnection, steps: &[Step], now: DateTime<Utc>) -> Result<(), Fail> {
-    let ended: Vec<(&Step, &str)> = steps.iter().filter_map(|step| Some((step, step.attempt?))).collect();
-    if ended.is_empty() {
-        return Ok(());
-    }
-    let is_told = |step: &&Step| step.attempt == Some("failed");
-    let error = |part: &dyn Fn(&Fault) -> String| -> Vec<Option<String>> {
-        ended.iter().map(|(step, _)| step.error.as_ref().filter(|_| is_told(step)).map(part)).collect()
-    };
-    let retryable: Vec<Option<bool>> =
-        ended.iter().map(|(step, _)| step.error.as_ref().filter(|_| is_told(step)).map(|f| f.is_retryable)).collect();
-    sqlx::query!(
-        "insert into jobs.attempt (job_id, number, token, outcome, worker_id, started_at, finished_at, error_kind,
-           error_message, error_retryable)
-         select job_id, number, token, outcome, worker_id, started_at, $10, error_kind, error_message, error_retryable
-         from unnest($1::uuid[], $2::integer[], $3::bigint[], $4::text[], $5::uuid[], $6::timestamptz[], $7::text[],
-           $8::text[], $9::boolean[])
-           as ended (job_id, number, token, outcome, worker_id, started_at, error_kind, error_message, error_retryable)",
-        &ended.iter().map(|(step, _)| step.row.id).collect::<Vec<_>>(),
-        &ended.iter().map(|(step, _)| step.row.attempt).collect::<Vec<_>>(),
-        &ended.iter().map(|(step, _)| step.row.token).collect::<Vec<_>>(),
-        &ended.iter().map(|(_, outcome)| (*outcome).to_owned()).collect::<Vec<_>>(),
-        &ended.iter().map(|(step, _)| step.row.worker_id).collect::<Vec<_>>() as &[Option<Uuid>],
-        &ended.iter().map(|(step, _)| step.row.attempt_started_at.unwrap_or(now)).collect::<Vec<_>>(),
-        &error(&|fault| fault.kind.clone()) as &[Option<String>],
-        &error(&|fault| fault.message.clone()) as &[Option<String>],
-        &retryable as &[Option<bool>],
-        now,
-    )
-    .execute(conn)
-    .await?;
-    Ok(())
-}
-
-async fn move_to_history(conn: &mut PgConnection, steps: &[Step], now: DateTime<Utc>) -> Result<(), Fail> {
-    let finals: Vec<&Step> = steps.iter().filter(|step| step.next.is_final()).collect();
-    if finals.is_empty() {
-        return Ok(());
-    }
-    let ids: Vec<Uuid> = finals.iter().map(|step| step.row.id).collect();
-    let error = |part: &dyn Fn(&Fault) -> String| -> Vec<Option<String>> {
-        finals.iter().map(|step| step.error.as_ref().map(part)).collect()
-    };
-    sqlx::query!(
-        "insert into jobs.job_history (id, owner_id, task, queue, state, priority, run_at, attempt, max_attempts,
-           attempt_timeout_s, backoff, worker_id, started_at, progress_percent, progress_stage, progress_message,
-           error_kind, error_message, error_retryable, batch_id, ordinal, is_finalize, child_batch_id, cancel_asked_at,
-           cancel_asked_by, cancel_reason, events, request_id, traceparent, tags, args, result, created_at, finished_at)
-         select job.id, owner_id, task, queue, final.state, priority, run_at, attempt, max_attempts, attempt_timeout_s,
-           backoff, worker_id, started_at, progress_percent, progress_stage, progress_message, final.kind, final.message,
-           final.retryable, batch_id, ordinal, is_finalize, child_batch_id, cancel_asked_at, cancel_asked_by,
-           cancel_reason, events + 1, request_id, traceparent, tags, args, final.result, created_at, $7
-         from jobs.job
-         join unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::boolean[])
-           as final (id, state, result, kind, message, retryable) on final.id = job.id",
-        &ids,
-        &finals.iter().map(|step| step.next.as_str().to_owned()).collect::<Vec<_>>(),
-        &finals.iter().map(|step| step.result.clone()).collect::<Vec<_>>() as &[Option<String>],
-        &error(&|fault| fault.kind.clone()) as &[Option<String>],
-        &error(&|fault| fault.message.clone()) as &[Option<String>],
-        &finals.iter().map(|step| step.error.as_ref().map(|f| f.is_retryable)).collect::<Vec<_>>() as &[Option<bool>],
-        now,
-    )
-    .execute(&mut *conn)
-    .await?;
-    sqlx::query!("delete from jobs.job where id = any($1)", &ids).execute(conn).await?;
-    Ok(())
-}
-
-async fn put_back(conn: &mut PgConnection, steps: &[Step], now: DateTime<Utc>) -> Result<(), Fail> {
-    let backs: Vec<&Step> = steps.iter().filter(|step| !step.next.is_final()).collect();
-    if backs.is_empty() {
-        return Ok(());
-    }
-    let error = |part: &dyn Fn(&Fault) -> String| -> Vec<Option<String>> {
-        backs.iter().map(|step| step.error.as_ref().map(part)).collect()
-    };
-    let ranks = backs
-        .iter()
-        .map(|step| step.run_at.map(|run_at| rank(run_at, u8::try_from(step.row.priority).unwrap_or_default())));
-    sqlx::query!(
-        "update jobs.job
-         set state = back.state, run_at = coalesce(back.run_at, job.run_at), rank = coalesce(back.rank, job.rank),
-           attempts_until = attempts_until + back.free, worker_id = null, attempt_started_at = null, since = $9,
-           error_kind = back.kind, error_message = back.message, error_retryable = back.retryable, events = events + 1
-         from unnest($1::uuid[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::integer[], $6::text[], $7::text[],
-           $8::boolean[]) as back (id, state, run_at, rank, free, kind, message, retryable)
-         where job.id = back.id",
-        &backs.iter().map(|step| step.row.id).collect::<Vec<_>>(),
-        &backs.iter().map(|step| step.next.as_str().to_owned()).collect::<Vec<_>>(),
-        &backs.iter().map(|step| step.run_at).collect::<Vec<_>>() as &[Option<DateTime<Utc>>],
-        &ranks.collect::<Vec<_>>() as &[Option<DateTime<Utc>>],
-        &backs.iter().map(|step| i32::from(step.is_attempt_free)).collect::<Vec<_>>(),
-        &error(&|fault| fault.kind.clone()) as &[Option<String>],
-        &error(&|fault| fault.message.clone()) as &[Option<String>],
-        &backs.iter().map(|step| step.error.as_ref().map(|f| f.is_retryable)).collect::<Vec<_>>() as &[Option<bool>],
-        now,
-    )
-    .execute(conn)
-    .await?;
-    Ok(())
-}
-
-/// The event of a step in the job's streams, and in the outbox where the catalogue has one for it.
-fn tell(step: &Step, telling: &mut Telling, word: &mut Vec<outbox::Event>) {
-    let row = &step.row;
-    debug_assert!(
-        row.state.parse::<State>().is_ok_and(|from| from == step.next || from.may_become(step.next)),
-        "{} may not become {}",
-        row.state,
-        step.next,
-    );
-    let error = step.error.as_ref().map(|fault| (fault.kind.as_str(), fault.message.as_str(), fault.is_retryable));
-    telling.job(row.id, row.events + 1, row.batch_id, "state", events::state(row.id, step.next, row.attempt, error));
-    let kind = match step.next {
-        State::Succeeded => "jobs.job.succeeded",
-        State::Failed => "jobs.job.failed",
-        State::Cancelled => "jobs.job.cancelled",
-        State::Scheduled => {
-            metrics::counter!("guildhall_task_retries_total", "task" => row.task.clone()).increment(1);
-            "jobs.job.retried"
-        }
-        State::Queued | State::Running | State::Suspended | State::Cancelling => return,
-    };
-    word.push(outbox::Event::new(kind, row.id, &changed(row, step.next, step.error.as_ref())));
-}
-
-/// The event data of a job's change.
-pub(crate) fn changed(row: &Row, state: State, error: Option<&Fault>) -> proto::events::JobChanged {
-    proto::events::JobChanged {
-        job_id: row.id.to_string(),
-        owner_id: row.owner_id.to_string(),
-        task: row.task.clone(),
-        queue: row.queue.clone(),
-        state: state.as_str().to_owned(),
-        attempt: u32::try_from(row.attempt).unwrap_or_default(),
-        batch_id: row.batch_id.map(|id| id.to_string()).unwrap_or_default(),
-        error_kind: error.map(|fault| fault.kind.clone()).unwrap_or_default(),
     }
 }

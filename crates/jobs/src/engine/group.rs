@@ -2,10 +2,8 @@
 //! each caller is answered once it is durable. While one group commits the next gathers, so a lone caller does not wait
 //! and a crowd shares a commit.
 
-use std::future::Future;
-
 use futures::future::BoxFuture;
-use kit::{Fail, tasks::Tasks};
+use kit::{Fail, Kind, tasks::Tasks};
 use tokio::sync::{mpsc, oneshot};
 
 /// Pieces that may wait for the next group before callers are turned away.
@@ -29,7 +27,8 @@ where
     R: Send + 'static,
 {
     /// Starts a writer that takes up to `pieces_max` at a time. `write` answers each piece in order, or fails as a whole
-    /// with nothing done: then every piece is tried alone, so that one that cannot be written fails alone.
+    /// with nothing done: then every piece is tried alone, so that one that cannot be written fails alone. When the
+    /// database is away it is away for all: every piece is turned away at once, and its caller tries again.
     pub(crate) fn start<W>(tasks: &Tasks, name: &'static str, pieces_max: usize, write: W) -> Self
     where
         W: Fn(Vec<T>) -> BoxFuture<'static, Result<Vec<R>, Fail>> + Send + Sync + 'static,
@@ -53,45 +52,47 @@ where
     }
 }
 
-fn run<T, R, W>(
-    mut receiver: mpsc::Receiver<Piece<T, R>>,
-    pieces_max: usize,
-    write: W,
-) -> impl Future<Output = Result<(), Fail>> + Send
+/// Ends when the last door is gone, so that what was handed in during a drain is still written.
+async fn run<T, R, W>(mut receiver: mpsc::Receiver<Piece<T, R>>, pieces_max: usize, write: W) -> Result<(), Fail>
 where
     T: Clone + Send + Sync + 'static,
     R: Send + 'static,
     W: Fn(Vec<T>) -> BoxFuture<'static, Result<Vec<R>, Fail>> + Send + Sync + 'static,
 {
-    // Ends when the last door is gone, so that what was handed in during a drain is still written.
-    async move {
-        let mut gathered = Vec::new();
-        while receiver.recv_many(&mut gathered, pieces_max).await > 0 {
-            let (pieces, answers): (Vec<T>, Vec<_>) = gathered.drain(..).unzip();
-            match write(pieces.clone()).await {
-                Ok(results) => {
-                    for (answer, result) in answers.into_iter().zip(results) {
-                        // The caller may have gone away; what it asked for is done all the same.
-                        let _gone = answer.send(Ok(result));
-                    }
+    let mut gathered = Vec::new();
+    while receiver.recv_many(&mut gathered, pieces_max).await > 0 {
+        let (pieces, answers): (Vec<T>, Vec<_>) = gathered.drain(..).unzip();
+        match write(pieces.clone()).await {
+            Ok(results) => {
+                for (answer, result) in answers.into_iter().zip(results) {
+                    // The caller may have gone away; what it asked for is done all the same.
+                    let _gone = answer.send(Ok(result));
                 }
-                Err(fail) if pieces.len() == 1 => {
-                    for answer in answers {
-                        let _gone = answer.send(Err(fail));
-                        break;
-                    }
+            }
+            Err(fail) if fail.kind() == Kind::Unavailable => {
+                tracing::warn!(error = %fail, pieces = pieces.len(), "a group was not written");
+                for answer in answers {
+                    let _gone = answer.send(Err(not_now()));
                 }
-                Err(fail) => {
-                    tracing::debug!(error = %fail, pieces = pieces.len(), "a group failed; each piece is tried alone");
-                    for (piece, answer) in pieces.into_iter().zip(answers) {
-                        let alone = write(vec![piece]).await;
-                        let _gone = answer.send(alone.and_then(|mut results| {
-                            results.pop().ok_or_else(|| Fail::internal("a group writer gave no answer"))
-                        }));
-                    }
+            }
+            Err(fail) if pieces.len() == 1 => {
+                let _gone = answers.into_iter().next().map(|answer| answer.send(Err(fail)));
+            }
+            Err(fail) => {
+                tracing::debug!(error = %fail, pieces = pieces.len(), "a group failed; each piece is tried alone");
+                for (piece, answer) in pieces.into_iter().zip(answers) {
+                    let alone = write(vec![piece]).await;
+                    let _gone = answer.send(alone.and_then(|mut results| {
+                        results.pop().ok_or_else(|| Fail::internal("a group writer gave no answer"))
+                    }));
                 }
             }
         }
-        Ok(())
     }
+    Ok(())
+}
+
+fn not_now() -> Fail {
+    Fail::unavailable("database_unavailable", "The database is away for the moment.")
+        .retry_after(std::time::Duration::from_secs(1))
 }

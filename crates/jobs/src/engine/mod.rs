@@ -11,7 +11,9 @@ mod group;
 mod history;
 mod live;
 mod progress;
+mod reconcile;
 mod states;
+mod steps;
 mod submit;
 mod sweeps;
 
@@ -26,17 +28,18 @@ pub(crate) use backoff::Backoff;
 pub(crate) use cancel::close_within;
 pub(crate) use dispatch::Seat;
 pub(crate) use events::Telling;
+pub(crate) use fan_in::reopen;
 pub(crate) use finish::{End, Fault, Outcome};
 pub(crate) use live::{Stream, Subject, watch};
 pub(crate) use progress::{Note, Said};
 pub(crate) use states::State;
-pub(crate) use submit::{NewJob, Place, insert};
+pub(crate) use submit::{NewJob, Place, insert, rank};
 pub(crate) use sweeps::lease_end;
 
 pub(crate) use group::Group;
 
-use finish::Aftermath;
 use live::Live;
+use steps::Aftermath;
 
 use crate::Settings;
 
@@ -60,11 +63,11 @@ pub(crate) struct Ground {
 impl Ground {
     /// New jobs are durable.
     pub(crate) fn took_in(&self, streams: Vec<Uuid>) {
-        self.after(Aftermath { streams, has_work: true, has_cancels: false });
+        self.after(&Aftermath { streams, has_work: true, has_cancels: false });
     }
 
     /// Wakes whoever waits for what a transaction has made durable.
-    fn after(&self, aftermath: Aftermath) {
+    fn after(&self, aftermath: &Aftermath) {
         self.live.touch(&aftermath.streams);
         if aftermath.has_work {
             self.work.notify_one();
@@ -84,7 +87,19 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    pub(crate) fn start(pool: PgPool, clock: Clock, settings: Settings, tasks: &Tasks) -> Self {
+    /// Makes the partitions of the coming days and starts everything that runs by itself. `owns_all_workers` says that no
+    /// worker can be alive that an earlier process knew; what those held is given back first, before a sweep could take
+    /// it for lost.
+    ///
+    /// # Errors
+    /// As the database.
+    pub(crate) async fn start(
+        pool: PgPool,
+        clock: Clock,
+        settings: Settings,
+        tasks: &Tasks,
+        owns_all_workers: bool,
+    ) -> Result<Self, Fail> {
         let ground = Arc::new(Ground {
             pool,
             clock,
@@ -94,6 +109,13 @@ impl Engine {
             work: Notify::new(),
             cancels: Notify::new(),
         });
+        history::make_partitions(&ground).await?;
+        if owns_all_workers {
+            let released = sweeps::release_all(&ground).await?;
+            if released > 0 {
+                tracing::info!(count = released, "attempts of the last process were given back");
+            }
+        }
         let on = Arc::clone(&ground);
         let finisher = Group::start(tasks, "jobs.finish", GROUP_MAX, move |outcomes| {
             let ground = Arc::clone(&on);
@@ -106,7 +128,7 @@ impl Engine {
         });
         dispatch::start(&ground, &finisher, tasks);
         sweeps::start(&ground, &finisher, tasks);
-        Self { ground, finisher, noter }
+        Ok(Self { ground, finisher, noter })
     }
 
     /// Something may be claimed: new jobs, a resumed queue, a free slot.
@@ -132,7 +154,7 @@ impl Engine {
 
     /// Streams have news and jobs may start, after a transaction that was not the engine's own.
     pub(crate) fn after(&self, streams: Vec<Uuid>, has_work: bool) {
-        self.ground.after(Aftermath { streams, has_work, has_cancels: false });
+        self.ground.after(&Aftermath { streams, has_work, has_cancels: false });
     }
 
     /// Asks a live job to stop.
@@ -169,21 +191,5 @@ impl Engine {
     /// Leaves a seat, unless another stream of the same worker has taken it since.
     pub(crate) fn unseat(&self, seat: &Arc<Seat>) {
         self.ground.seats.leave(seat);
-    }
-
-    /// Gives back every running attempt of workers that are known to be dead, without counting it as failed.
-    ///
-    /// # Errors
-    /// As the database.
-    pub(crate) async fn release_all(&self) -> Result<u64, Fail> {
-        sweeps::release_all(&self.ground).await
-    }
-
-    /// Makes the partitions of the coming days.
-    ///
-    /// # Errors
-    /// As the database.
-    pub(crate) async fn make_partitions(&self) -> Result<(), Fail> {
-        history::make_partitions(&self.ground).await
     }
 }

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::{
     Ground,
     events::{self, Telling},
-    finish::Aftermath,
+    steps::Aftermath,
 };
 
 /// Events that one job's stream holds before progress and logs are no longer kept. Its states always are.
@@ -114,6 +114,6 @@ pub(super) async fn write(ground: &Ground, notes: Vec<Note>) -> Result<Vec<()>, 
     }
     let streams = telling.append(&mut transaction, now).await?;
     transaction.commit().await?;
-    ground.after(Aftermath { streams, ..Aftermath::default() });
+    ground.after(&Aftermath { streams, ..Aftermath::default() });
     Ok(answers)
 }

@@ -8,19 +8,19 @@ use std::{
 };
 
 use chrono::{DateTime, TimeDelta, Utc};
-use kit::{Fail, idempotency, outbox, tasks::Tasks};
+use futures::future::try_join_all;
+use kit::{Clock, Fail, idempotency, outbox, tasks::Tasks};
 use proto::worker::{AttemptRef, Stop, StopAttempt, to_worker};
-use tokio::time::Instant;
-use tracing::{error, warn};
+use tracing::warn;
 
 use super::{
     Ground, cancel,
     events::{self, Telling},
-    fan_in::BatchChange,
-    finish::{self, Aftermath, End, Fault, Outcome},
+    finish::{self, End, Fault, Outcome},
     group::Group,
-    history,
+    history, reconcile,
     states::State,
+    steps::Aftermath,
 };
 use crate::SCHEMA;
 
@@ -29,7 +29,7 @@ const ROWS_MAX: i64 = 500;
 /// An attempt that its worker did not end at its timeout is ended here, this much later.
 const TIMEOUT_SLACK_S: f64 = 15.0;
 /// When this process itself stood still for longer, the leases it sees as over are given another chance.
-const STOOD_STILL: Duration = Duration::from_secs(5);
+const STOOD_STILL: TimeDelta = TimeDelta::seconds(5);
 
 const PROMOTE_EVERY: Duration = Duration::from_millis(200);
 const LEASES_EVERY: Duration = Duration::from_secs(1);
@@ -41,16 +41,19 @@ const TIDY_EVERY: Duration = Duration::from_secs(600);
 pub(super) fn start(ground: &Arc<Ground>, finisher: &Group<Outcome, bool>, tasks: &Tasks) {
     every(ground, tasks, "jobs.promote", PROMOTE_EVERY, |ground| async move { promote(&ground).await });
     every(ground, tasks, "jobs.measure", MEASURE_EVERY, |ground| async move { measure(&ground).await });
-    every(ground, tasks, "jobs.reconcile", RECONCILE_EVERY, |ground| async move { reconcile(&ground).await });
+    every(ground, tasks, "jobs.reconcile", RECONCILE_EVERY, |ground| async move { reconcile::run(&ground).await });
     every(ground, tasks, "jobs.tidy", TIDY_EVERY, |ground| async move { tidy(&ground).await });
     let door = finisher.clone();
-    let looked_at = Arc::new(Mutex::new(Instant::now()));
+    // By the wall clock of the machine, which leases are counted by: it goes on while the machine is suspended, and it can
+    // be set.
+    let wall = Clock::system();
+    let looked_at = Arc::new(Mutex::new(wall.now()));
     every(ground, tasks, "jobs.leases", LEASES_EVERY, move |ground| {
-        let (door, looked_at) = (door.clone(), Arc::clone(&looked_at));
+        let (door, looked_at, wall_now) = (door.clone(), Arc::clone(&looked_at), wall.now());
         async move {
             let stood_still = {
                 let mut at = looked_at.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                std::mem::replace(&mut *at, Instant::now()).elapsed() > STOOD_STILL
+                wall_now - std::mem::replace(&mut *at, wall_now) > STOOD_STILL
             };
             leases(&ground, &door, stood_still).await
         }
@@ -60,8 +63,11 @@ pub(super) fn start(ground: &Arc<Ground>, finisher: &Group<Outcome, bool>, tasks
         let (ground, stopping) = (Arc::clone(&ground), stopping.clone());
         async move {
             while !stopping.is_cancelled() {
-                cancel::carry_on_all(&ground).await?;
+                let is_more = cancel::carry_on(&ground).await?;
                 send_stops(&ground).await?;
+                if is_more {
+                    continue;
+                }
                 tokio::select! {
                     () = ground.cancels.notified() => {}
                     () = tokio::time::sleep(CANCELS_EVERY) => {}
@@ -129,7 +135,7 @@ async fn promote(ground: &Ground) -> Result<(), Fail> {
         }
         let streams = telling.append(&mut transaction, now).await?;
         transaction.commit().await?;
-        ground.after(Aftermath { streams, has_work: true, has_cancels: false });
+        ground.after(&Aftermath { streams, has_work: true, has_cancels: false });
     }
 }
 
@@ -147,43 +153,45 @@ async fn leases(ground: &Ground, finisher: &Group<Outcome, bool>, stood_still: b
         .execute(&ground.pool)
         .await?;
     }
-    let expired = sqlx::query_scalar!("select id from jobs.worker where expires_at < $1 limit 100", now)
-        .fetch_all(&ground.pool)
-        .await?;
-    for worker in expired {
-        let held =
-            sqlx::query!("select id, token from jobs.job where worker_id = $1", worker).fetch_all(&ground.pool).await?;
-        for job in held {
-            let fault =
-                Fault::new("heartbeat_lost", "Its worker has not been heard of for the length of a lease.", true);
-            finisher.write(Outcome { job: job.id, token: job.token, end: End::Failed(fault) }).await?;
-        }
-        // Only while it is still expired: it may have come back between the two statements.
-        sqlx::query!(
-            "delete from jobs.worker
-             where id = $1 and expires_at < $2 and not exists (select from jobs.job where worker_id = $1)",
-            worker,
-            now,
-        )
-        .execute(&ground.pool)
-        .await?;
-    }
+    let lost = sqlx::query!(
+        "select job.id, job.token
+         from jobs.job
+         left join jobs.worker on worker.id = job.worker_id
+         where job.worker_id is not null and (worker.id is null or worker.expires_at < $1)
+         limit $2",
+        now,
+        ROWS_MAX,
+    )
+    .fetch_all(&ground.pool)
+    .await?;
+    let lost = lost.into_iter().map(|job| Outcome { job: job.id, token: job.token, end: End::LeaseOver });
+    try_join_all(lost.map(|outcome| finisher.write(outcome))).await?;
+    // A job that is claimed for one of these meanwhile is found above without its worker.
+    sqlx::query!(
+        "delete from jobs.worker
+         where expires_at < $1 and not exists (select from jobs.job where worker_id = worker.id)",
+        now,
+    )
+    .execute(&ground.pool)
+    .await?;
     let overdue = sqlx::query!(
         "select id, token, attempt_timeout_s
          from jobs.job
          where worker_id is not null
            and attempt_started_at + make_interval(secs => attempt_timeout_s + $2 + $3) < $1
-         limit 100",
+         limit $4",
         now,
         ground.settings.cancel_grace_s,
         TIMEOUT_SLACK_S,
+        ROWS_MAX,
     )
     .fetch_all(&ground.pool)
     .await?;
-    for job in overdue {
+    let overdue = overdue.into_iter().map(|job| {
         let fault = Fault::new("timeout", format!("The attempt ran longer than {} s.", job.attempt_timeout_s), true);
-        finisher.write(Outcome { job: job.id, token: job.token, end: End::Failed(fault) }).await?;
-    }
+        Outcome { job: job.id, token: job.token, end: End::Failed(fault) }
+    });
+    try_join_all(overdue.map(|outcome| finisher.write(outcome))).await?;
     Ok(())
 }
 
@@ -220,61 +228,8 @@ async fn send_stops(ground: &Ground) -> Result<(), Fail> {
             why: "cancel".to_owned(),
             grace_s: ground.settings.cancel_grace_s,
         });
-        seat.send(to_worker::Message::Stop(Stop { items: items.collect() })).await;
-    }
-    Ok(())
-}
-
-/// Proves batches' counters against the rows of their jobs. A difference is told and counted, never mended in silence; a
-/// batch that is complete and was not taken on is taken on.
-async fn reconcile(ground: &Ground) -> Result<(), Fail> {
-    let mut transaction = ground.pool.begin().await?;
-    // One snapshot for both sides, so that a job which ends meanwhile is no difference.
-    sqlx::query!("set transaction isolation level repeatable read, read only").execute(&mut *transaction).await?;
-    let batches = sqlx::query!(
-        r#"select batch.id, batch.total,
-             batch.succeeded as counted_succeeded, batch.failed as counted_failed, batch.cancelled as counted_cancelled,
-             batch.expired as counted_expired, batch.state,
-             (select count(*) from jobs.job where batch_id = batch.id and ordinal is not null) as "live!",
-             (select count(*) from jobs.job_history h where h.batch_id = batch.id and ordinal is not null and h.state = 'succeeded') as "succeeded!",
-             (select count(*) from jobs.job_history h where h.batch_id = batch.id and ordinal is not null and h.state = 'failed') as "failed!",
-             (select count(*) from jobs.job_history h where h.batch_id = batch.id and ordinal is not null and h.state = 'cancelled') as "cancelled!"
-           from jobs.batch
-           where batch.finished_at is null
-           order by batch.id
-           limit $1"#,
-        ROWS_MAX,
-    )
-    .fetch_all(&mut *transaction)
-    .await?;
-    transaction.rollback().await?;
-    let mut drifted = 0u32;
-    let mut stuck = Vec::new();
-    for batch in batches {
-        let counted = [batch.counted_succeeded, batch.counted_failed, batch.counted_cancelled].map(i64::from);
-        let found = [batch.succeeded, batch.failed, batch.cancelled];
-        if counted != found
-            || batch.live + found.iter().sum::<i64>() + i64::from(batch.counted_expired) != i64::from(batch.total)
-        {
-            drifted += 1;
-            error!(batch.id = %batch.id, ?counted, ?found, live = batch.live, total = batch.total,
-                "a batch's counters differ from its jobs");
-        }
-        if batch.state == "running"
-            && counted.iter().sum::<i64>() + i64::from(batch.counted_expired) == i64::from(batch.total)
-        {
-            stuck.push(batch.id);
-        }
-    }
-    metrics::gauge!("guildhall_batch_drift").set(f64::from(drifted));
-    for batch in stuck {
-        warn!(batch.id = %batch, "a complete batch was not taken on; it is now");
-        let now = ground.clock.now();
-        let mut transaction = ground.pool.begin().await?;
-        let changes = [(batch, BatchChange::default())].into_iter().collect();
-        let aftermath = finish::carry_out(ground, &mut transaction, Vec::new(), changes, now).await?;
-        transaction.commit().await?;
-        ground.after(aftermath);
+        // One worker that does not read must not keep the others waiting; what finds no room is sent again.
+        seat.try_send(to_worker::Message::Stop(Stop { items: items.collect() }));
     }
     Ok(())
 }

@@ -84,11 +84,15 @@ impl House {
         self.folder.path().join(storage_key(id))
     }
 
-    /// A job that an attempt holds under `token`.
+    /// A job that an attempt of a worker with a lease holds under `token`.
     async fn running_job(&self, token: i64) -> Uuid {
         let id = self.clock.new_id();
         sqlx::query(
-            "insert into jobs.job (id, owner_id, task, queue, state, priority, run_at, rank, attempt, attempts_until,
+            "with worker as (
+               insert into jobs.worker (id, profile, host, version, queues, tasks, slots, connected_at, seen_at, expires_at)
+               values ($1, '', '', '', '{}', '{}', 1, $3, $3, $3)
+             )
+             insert into jobs.job (id, owner_id, task, queue, state, priority, run_at, rank, attempt, attempts_until,
                max_attempts, attempt_timeout_s, token, worker_id, since, request_id, tags, args, created_at)
              values ($1, $2, 't', 'default', 'running', 50, $3, $3, 1, 3, 3, 60, $4, $1, $3, '', '{}', '{}', $3)",
         )

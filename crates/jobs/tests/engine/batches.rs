@@ -1,20 +1,17 @@
-//! Fan-out and fan-in: the finalize fires once and knows its numbers, whatever happened to the children.
+//! Fan-in: the finalize fires once and knows its numbers, whatever happened to the children.
 
 use proto::{
-    jobs::{
-        AddBatchJobsRequest, BatchState, CancelBatchRequest, CancelJobRequest, CloseBatchRequest, JobState,
-        RetryJobRequest,
-    },
-    worker::{Assignment, FanOutJob, FanOutRequest, ListChildrenRequest, outcome},
+    jobs::{AddBatchJobsRequest, BatchState, CancelBatchRequest, CloseBatchRequest, RetryJobRequest},
+    worker::{Assignment, ListChildrenRequest, outcome},
 };
 
-use crate::house::{House, User, Worker, failed, spec, stopped, succeeded, suspended};
+use crate::house::{House, failed, spec, stopped, succeeded};
 
-fn ids(assigned: &[Assignment]) -> Vec<String> {
+pub(crate) fn ids(assigned: &[Assignment]) -> Vec<String> {
     assigned.iter().map(|assigned| assigned.attempt.clone().unwrap().job_id).collect()
 }
 
-fn counts(batch: &proto::jobs::Batch) -> (u32, u32, u32, u32) {
+pub(crate) fn counts(batch: &proto::jobs::Batch) -> (u32, u32, u32, u32) {
     let counts = batch.counts.unwrap();
     (counts.total, counts.succeeded, counts.failed, counts.cancelled)
 }
@@ -111,90 +108,6 @@ async fn an_open_batch_grows_until_it_is_closed() {
     assert!(finalize.finalize);
 }
 
-async fn fan_out(worker: &Worker, parent: &Assignment, ordinals: std::ops::Range<u32>) -> String {
-    let jobs = ordinals
-        .map(|ordinal| FanOutJob { ordinal, task: "work".into(), args_json: format!(r#"{{"n": {ordinal}}}"#) })
-        .collect();
-    let asked = FanOutRequest {
-        attempt: parent.attempt.clone(),
-        jobs,
-        finalize_task: "finish".into(),
-        finalize_args_json: "{}".into(),
-    };
-    worker.attempts().fan_out(worker.request(asked)).await.unwrap().into_inner().batch_id
-}
-
-/// A parent that has fanned out and waits, its children assigned.
-async fn waiting_parent(user: &User, worker: &mut Worker) -> (String, String, Vec<Assignment>) {
-    let id = user.submit(spec("process", "{}")).await;
-    let parent = worker.next_assigned().await;
-    let batch = fan_out(worker, &parent, 0..2).await;
-    worker.tell(vec![(&parent, suspended(&batch))]).await;
-    let children = worker.assigned(2).await;
-    (id, batch, children)
-}
-
-#[tokio::test]
-async fn a_parent_waits_without_a_worker_and_ends_with_its_finalize() {
-    let house = House::new().await;
-    let user = house.user(&["operator"]);
-    let mut worker = house.worker(4).await;
-    let (id, batch, children) = waiting_parent(&user, &mut worker).await;
-    let parent = user.job(&id).await;
-    assert_eq!(
-        (parent.state(), parent.child_batch_id.as_str(), parent.worker_id.as_str()),
-        (JobState::Suspended, batch.as_str(), "")
-    );
-    worker.tell(children.iter().map(|child| (child, failed("provider", false))).collect()).await;
-    let finalize = worker.next_assigned().await;
-    worker.succeed(&finalize, r#"{"failed":2}"#).await;
-    let parent = user.job(&id).await;
-    assert_eq!((parent.state(), parent.result_json.as_str()), (JobState::Succeeded, r#"{"failed":2}"#));
-}
-
-#[tokio::test]
-async fn a_parent_that_fans_out_again_after_a_crash_has_each_child_once() {
-    let house = House::new().await;
-    let user = house.user(&["operator"]);
-    let mut worker = house.worker(10).await;
-    let id = user.submit(spec("process", "{}")).await;
-    let parent = worker.next_assigned().await;
-    let batch = fan_out(&worker, &parent, 0..3).await;
-    assert_eq!(fan_out(&worker, &parent, 1..5).await, batch);
-    worker.tell(vec![(&parent, crate::house::interrupted())]).await;
-    let mut assigned = worker.assigned(6).await;
-    let at = assigned.iter().position(|assigned| assigned.task == "process").unwrap();
-    let parent = assigned.remove(at);
-    assert_eq!(fan_out(&worker, &parent, 0..5).await, batch);
-    worker.tell(vec![(&parent, suspended(&batch))]).await;
-    assert_eq!(user.get_batch(&batch).await.counts.unwrap().total, 5);
-    let mut ordinals: Vec<u32> = assigned.iter().map(|child| child.ordinal).collect();
-    ordinals.sort_unstable();
-    assert_eq!(ordinals, [0, 1, 2, 3, 4]);
-    assert_eq!(user.job(&id).await.child_batch_id, batch);
-}
-
-#[tokio::test]
-async fn cancelling_a_waiting_parent_ends_its_children_and_still_finalizes() {
-    let house = House::new().await;
-    let user = house.user(&["operator"]);
-    let mut worker = house.worker(3).await;
-    let (id, batch, children) = waiting_parent(&user, &mut worker).await;
-    worker.succeed(&children[0], "{}").await;
-    user.jobs().cancel(user.call.request(CancelJobRequest { id: id.clone(), reason: "enough".into() })).await.unwrap();
-    assert_eq!(user.state(&id).await, JobState::Cancelling);
-    let running = ids(&children[1..]).remove(0);
-    assert_eq!(worker.stop_of(&running).await, "cancel");
-    worker.tell(vec![(&children[1], stopped())]).await;
-    worker.credit(1).await;
-    let finalize = worker.next_assigned().await;
-    worker.succeed(&finalize, r#""what there is""#).await;
-    let parent = user.job(&id).await;
-    assert_eq!((parent.state(), parent.result_json.as_str()), (JobState::Cancelled, r#""what there is""#));
-    let batch = user.get_batch(&batch).await;
-    assert_eq!((batch.state(), counts(&batch)), (BatchState::Cancelled, (2, 1, 0, 1)));
-}
-
 #[tokio::test]
 async fn a_batchs_cancel_reaches_children_that_wait_and_children_that_run() {
     let house = House::new().await;
@@ -239,4 +152,60 @@ async fn a_retried_child_opens_its_batch_again_and_the_batch_finalizes_again() {
     let over = user.get_batch(&batch.id).await;
     assert_eq!((over.state(), counts(&over)), (BatchState::Finished, (1, 1, 0, 0)));
     assert_eq!(user.job(&over.finalize_job_id).await.result_json, "2");
+}
+
+#[tokio::test]
+async fn a_finalize_that_a_new_one_follows_cannot_be_retried() {
+    let house = House::new().await;
+    let user = house.user(&["operator"]);
+    let mut worker = house.worker(2).await;
+    let batch = user.batch(vec![spec("work", "{}")], Some("finish"), false).await;
+    let child = worker.next_assigned().await;
+    worker.fail(&child, "provider", false).await;
+    let finalize = worker.next_assigned().await;
+    worker.fail(&finalize, "provider", false).await;
+    assert_eq!(user.get_batch(&batch.id).await.state(), BatchState::Finished);
+    let (child, finalize) = (ids(&[child]).remove(0), ids(&[finalize]).remove(0));
+    user.jobs().retry(user.call.request(RetryJobRequest { id: child })).await.unwrap();
+    let refused = user.jobs().retry(user.call.request(RetryJobRequest { id: finalize })).await.unwrap_err();
+    assert_eq!(kit::Fail::from(refused).code(), "jobs.finalize_superseded");
+}
+
+#[tokio::test]
+async fn a_failed_finalize_can_be_retried_and_ends_the_batch_once_more() {
+    let house = House::new().await;
+    let user = house.user(&["operator"]);
+    let mut worker = house.worker(1).await;
+    let batch = user.batch(Vec::new(), Some("finish"), false).await;
+    let finalize = worker.next_assigned().await;
+    worker.fail(&finalize, "provider", false).await;
+    let id = ids(&[finalize]).remove(0);
+    user.jobs().retry(user.call.request(RetryJobRequest { id: id.clone() })).await.unwrap();
+    assert_eq!(user.get_batch(&batch.id).await.state(), BatchState::Finalizing);
+    worker.credit(1).await;
+    let again = worker.next_assigned().await;
+    worker.succeed(&again, "{}").await;
+    let over = user.get_batch(&batch.id).await;
+    assert_eq!((over.state(), over.finalize_job_id), (BatchState::Finished, id));
+}
+
+#[tokio::test]
+async fn what_is_asked_of_a_batch_that_is_over_tells_its_watchers_nothing() {
+    let house = House::new().await;
+    let user = house.user(&["operator"]);
+    let batch = user.batch(Vec::new(), None, false).await;
+    let told = user.batch_events(&batch.id, 0).await;
+    user.batches().close(user.call.request(CloseBatchRequest { id: batch.id.clone() })).await.unwrap();
+    assert_eq!(user.batch_events(&batch.id, 0).await, told);
+}
+
+#[tokio::test]
+async fn jobs_that_an_administrator_adds_belong_to_the_owner_of_the_batch() {
+    let house = House::new().await;
+    let (owner, other) = (house.user(&["operator"]), house.user(&["admin"]));
+    drop(house.stranger_worker("").await);
+    let batch = owner.batch(vec![spec("work", "{}")], None, true).await;
+    let add = AddBatchJobsRequest { batch_id: batch.id.clone(), jobs: vec![spec("work", "{}")] };
+    let added = other.batches().add_jobs(other.call.request(add)).await.unwrap().into_inner();
+    assert_eq!(owner.job(&added.items[0].id).await.owner_id, batch.owner_id);
 }

@@ -7,7 +7,7 @@ use proto::{
     worker::CreateAttemptFileRequest,
 };
 
-use crate::house::{House, spec};
+use crate::house::{House, eventually, something_waits, spec, succeeded};
 
 #[tokio::test]
 async fn the_result_of_a_fenced_attempt_is_refused_and_changes_nothing() {
@@ -134,6 +134,8 @@ async fn after_a_crash_of_everything_the_same_jobs_run_again_and_none_has_spent_
         worker.next_assigned().await;
         id
     };
+    // However long it was down.
+    house.clock.advance(Duration::from_secs(3_600));
     house.crash_and_restart().await;
     let mut worker = house.worker(1).await;
     let assigned = worker.next_assigned().await;
@@ -141,4 +143,138 @@ async fn after_a_crash_of_everything_the_same_jobs_run_again_and_none_has_spent_
     assert!(worker.succeed(&assigned, "{}").await);
     let admin = house.user(&["admin"]);
     assert_eq!(admin.attempts(&id).await, ["interrupted", "succeeded"]);
+}
+
+#[tokio::test]
+async fn a_late_outcome_does_not_push_the_right_one_aside() {
+    let house = House::new().await;
+    let user = house.user(&["operator"]);
+    let mut worker = house.worker(1).await;
+    let id = user.submit(spec("work", "{}")).await;
+    let first = worker.next_assigned().await;
+    worker.tell(vec![(&first, crate::house::interrupted())]).await;
+    worker.credit(1).await;
+    let second = worker.next_assigned().await;
+    // Both in one report, and so in one group.
+    let told = vec![(&first, succeeded("1")), (&second, succeeded("2"))];
+    assert_eq!(worker.tell(told).await, [false, true]);
+    assert_eq!(user.job(&id).await.result_json, "2");
+}
+
+#[tokio::test]
+async fn a_worker_whose_lease_is_over_is_given_nothing_though_its_stream_stands() {
+    let house = House::new().await;
+    let user = house.user(&["operator"]);
+    let hung = house.worker(1).await;
+    house.clock.advance(Duration::from_secs(31));
+    let id = user.submit(spec("work", "{}")).await;
+    let mut other = house.worker(1).await;
+    assert_eq!(other.next_assigned().await.attempt.unwrap().job_id, id);
+    drop(hung);
+}
+
+#[tokio::test]
+async fn an_attempt_whose_worker_is_not_even_known_any_more_is_taken_up_again() {
+    let house = House::new().await;
+    let user = house.user(&["operator"]);
+    let mut worker = house.worker(1).await;
+    let id = user.submit(spec("work", "{}")).await;
+    worker.next_assigned().await;
+    sqlx::query("delete from jobs.worker").execute(house.database.pool()).await.unwrap();
+    user.wait_for(&id, "scheduled").await;
+}
+
+#[tokio::test]
+async fn a_heartbeat_that_comes_just_before_the_sweep_keeps_the_attempt() {
+    let house = House::new().await;
+    let user = house.user(&["operator"]);
+    let mut worker = house.worker(1).await;
+    user.submit(spec("work", "{}")).await;
+    let assigned = worker.next_assigned().await;
+    let mut hold = house.database.pool().begin().await.unwrap();
+    sqlx::query("select from jobs.job for update").execute(&mut *hold).await.unwrap();
+    house.clock.advance(Duration::from_secs(31));
+    // The sweep has found the lease over and is on its way to the job.
+    something_waits(house.database.pool()).await;
+    worker.heartbeat(vec![assigned.attempt.clone().unwrap()], 1, 1).await;
+    hold.rollback().await.unwrap();
+    assert!(worker.succeed(&assigned, "{}").await);
+}
+
+#[tokio::test]
+async fn an_assignment_that_was_lost_with_its_stream_spends_no_attempt() {
+    let house = House::new().await;
+    let user = house.user(&["operator"]);
+    let mut worker = house.worker(1).await;
+    let id = user.submit(JobSpec { max_attempts: Some(1), ..spec("work", "{}") }).await;
+    worker.next_assigned().await;
+    let name = worker.id.clone();
+    drop(worker);
+    let mut back = house.stranger_worker(&name).await;
+    back.heartbeat(Vec::new(), 1, 0).await;
+    back.credit(1).await;
+    let assigned = back.next_assigned().await;
+    assert!(back.succeed(&assigned, "{}").await);
+    assert_eq!(user.attempts(&id).await, ["interrupted", "succeeded"]);
+}
+
+#[tokio::test]
+async fn an_outcome_that_could_not_be_written_breaks_the_stream_and_counts_on_the_next() {
+    let house = House::new().await;
+    let user = house.user(&["operator"]);
+    let mut worker = house.worker(1).await;
+    let id = user.submit(spec("work", "{}")).await;
+    let assigned = worker.next_assigned().await;
+    let fails = "create function jobs.fails() returns trigger language plpgsql as $$
+                 begin raise exception 'away' using errcode = '57P01'; end $$;
+                 create trigger fails before insert on jobs.attempt for each row execute function jobs.fails()";
+    sqlx::raw_sql(fails).execute(house.database.pool()).await.unwrap();
+    worker.say(&assigned, succeeded("1")).await;
+    assert_eq!(worker.broken().await.kind(), kit::Kind::Unavailable);
+    sqlx::raw_sql("drop trigger fails on jobs.attempt").execute(house.database.pool()).await.unwrap();
+
+    let mut back = house.stranger_worker(&worker.id).await;
+    back.heartbeat(vec![assigned.attempt.clone().unwrap()], 1, 0).await;
+    assert!(back.succeed(&assigned, "1").await);
+    assert_eq!(user.job(&id).await.result_json, "1");
+}
+
+#[tokio::test]
+async fn a_draining_worker_is_given_nothing_whatever_it_says_is_free() {
+    let house = House::new().await;
+    let user = house.user(&["operator"]);
+    let mut leaving = house.stranger_worker("").await;
+    leaving.drain().await;
+    leaving.credit(1).await;
+    let id = user.submit(spec("work", "{}")).await;
+    // Its credit is heard before this one's heartbeat is answered.
+    leaving.heartbeat(Vec::new(), 2, 0).await;
+    let mut other = house.worker(1).await;
+    assert_eq!(other.next_assigned().await.attempt.unwrap().job_id, id);
+}
+
+#[tokio::test]
+async fn a_day_past_its_retention_goes_unless_something_live_needs_it() {
+    let mut house = House::new().await;
+    let day = Duration::from_secs(24 * 60 * 60);
+    let user = house.user(&["operator"]);
+    let mut worker = house.worker(1).await;
+    let kept = user.submit(spec("work", "{}")).await;
+    let assigned = worker.next_assigned().await;
+    worker.succeed(&assigned, "{}").await;
+    // Of the same day, and not over for long.
+    let far = kit::clock::to_timestamp(house.clock.now() + 100 * day);
+    user.submit(JobSpec { run_at: Some(far), ..spec("work", "{}") }).await;
+    house.clock.advance(day);
+    let mut worker = house.worker(1).await;
+    user.submit(spec("work", "{}")).await;
+    let assigned = worker.next_assigned().await;
+    worker.succeed(&assigned, "{}").await;
+
+    house.clock.advance(40 * day);
+    house.crash_and_restart().await;
+    eventually(house.database.pool(), "select count(*) = 1 from jobs.job_history").await;
+    let admin = house.user(&["admin"]);
+    assert_eq!(admin.state(&kept).await, JobState::Succeeded);
+    assert_eq!(admin.events(&kept, 0).await.len(), 4);
 }

@@ -113,6 +113,25 @@ impl House {
     }
 }
 
+/// Waits until a query that answers yes or no says yes.
+pub(crate) async fn eventually(pool: &sqlx::PgPool, question: &'static str) {
+    let yes = async { while !sqlx::query_scalar::<_, bool>(question).fetch_one(pool).await.unwrap() {} };
+    tokio::time::timeout(PATIENCE, yes).await.unwrap_or_else(|_| panic!("it never came to be: {question}"));
+}
+
+/// Waits until some statement of the service waits for a lock.
+pub(crate) async fn something_waits(pool: &sqlx::PgPool) {
+    eventually(
+        pool,
+        "select exists (
+           select from pg_locks
+           join pg_stat_activity using (pid)
+           where not granted and datname = current_database()
+         )",
+    )
+    .await;
+}
+
 async fn start(database: &TestDatabase, storage: &Storage, clock: &Clock, tasks: &Tasks, is_restart: bool) -> Peer {
     let settings = Settings { jobs_connections_max: 10, ..Settings::default() };
     let jobs = Jobs::start(settings, database.url(), storage.clone(), clock.clone(), tasks, is_restart).await.unwrap();
@@ -357,6 +376,13 @@ impl Worker {
         .await
     }
 
+    /// Says that it drains, and waits until that was heard.
+    pub(crate) async fn drain(&mut self) {
+        let heartbeat = Heartbeat { holding: Vec::new(), draining: true, sequence: 1, assignments_read: 0 };
+        self.send(from_worker::Message::Heartbeat(heartbeat)).await;
+        self.find(|message| matches!(message, to_worker::Message::Renewed(_)).then_some(())).await;
+    }
+
     pub(crate) async fn heartbeat(&mut self, holding: Vec<AttemptRef>, sequence: u64, assignments_read: u64) {
         let heartbeat = Heartbeat { holding, draining: false, sequence, assignments_read };
         self.send(from_worker::Message::Heartbeat(heartbeat)).await;
@@ -386,6 +412,24 @@ impl Worker {
             verdicts.extend(refused.into_iter().map(|attempt| ((attempt.job_id, attempt.token), false)));
         }
         attempts.into_iter().map(|attempt| verdicts[&(attempt.job_id, attempt.token)]).collect()
+    }
+
+    /// Tells an outcome and waits for nothing.
+    pub(crate) async fn say(&self, assigned: &Assignment, end: outcome::End) {
+        let outcomes = vec![Outcome { attempt: assigned.attempt.clone(), end: Some(end) }];
+        self.send(from_worker::Message::Report(Report { outcomes, ..Report::default() })).await;
+    }
+
+    /// What the service ends the stream with.
+    pub(crate) async fn broken(&mut self) -> Fail {
+        let end = async {
+            loop {
+                if let Err(status) = self.stream.message().await {
+                    return Fail::from(status);
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, end).await.expect("the stream breaks")
     }
 
     pub(crate) async fn succeed(&mut self, assigned: &Assignment, result: &str) -> bool {

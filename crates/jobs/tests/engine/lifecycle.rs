@@ -48,8 +48,8 @@ async fn a_failed_attempt_waits_its_backoff_and_the_last_one_leaves_a_dead_lette
     let first = worker.next_assigned().await;
     assert!(worker.fail(&first, "provider", true).await);
     assert_eq!(user.state(&id).await, JobState::Scheduled);
-    worker.credit(1).await;
     house.clock.advance(Duration::from_secs(60));
+    let mut worker = house.worker(1).await;
     let second = worker.next_assigned().await;
     assert_eq!(second.number, 2);
     assert!(second.attempt.as_ref().unwrap().token > first.attempt.as_ref().unwrap().token);

@@ -7,6 +7,7 @@ mod batches;
 mod fencing;
 mod house;
 mod lifecycle;
+mod parents;
 mod stopping;
 mod submitting;
 mod watching;

@@ -70,6 +70,23 @@ async fn a_cancel_that_nobody_answers_ends_with_the_lease() {
     cancel(&user, &id).await.unwrap();
     house.clock.advance(Duration::from_secs(31));
     user.wait_for(&id, "cancelled").await;
+    let error = user.job(&id).await.error.unwrap();
+    assert_eq!((error.kind.as_str(), error.message.as_str()), ("cancelled", "no longer needed"));
+    assert_eq!(user.attempts(&id).await, ["failed"]);
+}
+
+#[tokio::test]
+async fn a_reason_that_cannot_be_kept_is_refused_and_cancels_nothing() {
+    let house = House::new().await;
+    let user = house.user(&["operator"]);
+    drop(house.stranger_worker("").await);
+    let id = user.submit(spec("work", "{}")).await;
+    for reason in ["x".repeat(1_001), "a\0b".to_owned()] {
+        let asked = CancelJobRequest { id: id.clone(), reason };
+        let refused = kit::Fail::from(user.jobs().cancel(user.call.request(asked)).await.unwrap_err());
+        assert_eq!((refused.code(), refused.violations()[0].pointer.as_str()), ("jobs.invalid", "/reason"));
+    }
+    assert_eq!(user.state(&id).await, JobState::Queued);
 }
 
 #[tokio::test]
