@@ -19,6 +19,9 @@ use tokio::time::Instant;
 const FRESH_FOR: Duration = Duration::from_secs(1);
 /// Most faults that are told of one job's arguments.
 const VIOLATIONS_MAX: usize = 10;
+/// Arguments of up to so many values are told all their faults, larger ones the first: to collect millions of faults, of
+/// which a few are told, would hold a core for seconds.
+const ALL_FAULTS_VALUES_MAX: usize = 2_000;
 /// Longest message of one fault, in bytes.
 const MESSAGE_BYTES_MAX: usize = 300;
 /// Largest compiled regular expression, in bytes.
@@ -67,12 +70,7 @@ impl Catalogue {
                 message: "is no task that a worker has offered".to_owned(),
             }]));
         };
-        let violations: Vec<Violation> = known
-            .validator
-            .iter_errors(args)
-            .flat_map(|error| violations(&error, &format!("{pointer}/args")))
-            .take(VIOLATIONS_MAX)
-            .collect();
+        let violations = faults(&known.validator, args, &format!("{pointer}/args"));
         Ok(if violations.is_empty() { Ok(TaskInfo { queue: known.queue.clone() }) } else { Err(violations) })
     }
 
@@ -142,6 +140,30 @@ pub(super) fn compile(schema_json: &str) -> Result<Validator, String> {
         .offline()
         .build(&schema)
         .map_err(|error| cut(error.to_string()))
+}
+
+/// The faults of arguments that stand at `pointer`, at most [`VIOLATIONS_MAX`].
+fn faults(validator: &Validator, args: &Value, pointer: &str) -> Vec<Violation> {
+    let Err(first) = validator.validate(args) else { return Vec::new() };
+    let mut values_left = ALL_FAULTS_VALUES_MAX;
+    let mut told = if has_at_most(args, &mut values_left) {
+        validator.iter_errors(args).flat_map(|error| violations(&error, pointer)).take(VIOLATIONS_MAX).collect()
+    } else {
+        violations(&first, pointer)
+    };
+    told.truncate(VIOLATIONS_MAX);
+    told
+}
+
+/// Whether there are no more than `left` values in `value`; looks at no more than that.
+fn has_at_most(value: &Value, left: &mut usize) -> bool {
+    let Some(fewer) = left.checked_sub(1) else { return false };
+    *left = fewer;
+    match value {
+        Value::Array(items) => items.iter().all(|item| has_at_most(item, left)),
+        Value::Object(fields) => fields.values().all(|field| has_at_most(field, left)),
+        _ => true,
+    }
 }
 
 /// A fault as a person reads it. Values of the caller's are not repeated: they may be long, and they know them. A property
@@ -232,6 +254,19 @@ mod tests {
         );
         assert_eq!(faults[0].2, "is greater than the maximum of 5");
         assert!(faults[1].2.len() <= MESSAGE_BYTES_MAX + 4 && !faults[1].2.contains("xxx"), "{}", faults[1].2);
+    }
+
+    #[test]
+    fn small_arguments_are_told_their_faults_and_large_ones_the_first() {
+        let validator = compile(r#"{ "items": { "type": "string" } }"#).expect("a schema");
+        let told = |count: usize| {
+            let faults = faults(&validator, &json!(vec![0; count]), "/args");
+            faults.into_iter().map(|fault| fault.pointer).collect::<Vec<_>>()
+        };
+        assert_eq!(told(2), ["/args/0", "/args/1"]);
+        assert_eq!(told(100).len(), VIOLATIONS_MAX);
+        assert_eq!(told(1_000_000), ["/args/0"]);
+        assert_eq!(faults(&validator, &json!(vec!["a"; 10_000]), "/args").len(), 0);
     }
 
     #[test]
