@@ -247,17 +247,12 @@ async fn show(api: &Api, id: &str, screen: &Screen) -> Result<Outcome, Error> {
             ]);
             for (name, value) in [("arguments", Some(&job.args)), ("result", job.result.as_ref())] {
                 if let Some(value) = value.filter(|value| !value.is_null()) {
-                    screen.print(&format!("\n{}\n{}", screen.tone(Tone::Dim).apply_to(name), pretty(value)));
+                    screen.print(&format!("\n{}\n{}", screen.tone(Tone::Dim).apply_to(name), words::json(value)));
                 }
             }
         }
     }
     Ok(Outcome::Done)
-}
-
-/// JSON for a reader; its strings are escaped by JSON itself.
-fn pretty(value: &Value) -> String {
-    serde_json::to_string_pretty(value).unwrap_or_default()
 }
 
 async fn ask(api: &Api, id: &str, verb: &str, screen: &Screen) -> Result<Outcome, Error> {
@@ -296,7 +291,7 @@ async fn watched(api: &Api, id: &str, screen: &Screen, interrupts: &mut Interrup
             if let Some(result) =
                 job.result.as_ref().filter(|result| !result.is_null() && screen.manner == Manner::Told)
             {
-                screen.print(&pretty(result));
+                screen.print(&words::json(result));
             }
         }
     }

@@ -9,13 +9,32 @@ pub(super) fn plain(text: &str) -> String {
     for character in text.chars() {
         match character {
             '\n' | '\t' if !safe.ends_with(' ') => safe.push(' '),
-            // Bidirectional overrides reorder what stands after them.
-            '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {}
-            other if other.is_control() => {}
+            other if other.is_control() || turns_writing(other) => {}
             other => safe.push(other),
         }
     }
     safe
+}
+
+/// JSON for a reader. What JSON lets stand in a string and a terminal would act on is written as an escape, so that it is
+/// still the same JSON.
+pub(super) fn json(value: &serde_json::Value) -> String {
+    let text = serde_json::to_string_pretty(value).unwrap_or_default();
+    let mut safe = String::with_capacity(text.len());
+    for character in text.chars() {
+        if character != '\n' && (character.is_control() || turns_writing(character)) {
+            // All of them are of the basic plane, so one escape writes each.
+            safe.push_str(&format!("\\u{:04x}", u32::from(character)));
+        } else {
+            safe.push(character);
+        }
+    }
+    safe
+}
+
+/// Bidirectional overrides reorder what stands after them.
+fn turns_writing(character: char) -> bool {
+    matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// Breaks lines between words so that they fit `width` columns; what is broken off stands two further in than its line
@@ -119,6 +138,15 @@ pub(super) fn file_name(name: &str, otherwise: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn json_for_a_reader_is_the_same_json_and_moves_no_cursor() {
+        let value = serde_json::json!({ "a\u{202e}": ["\u{1b}[31m", "\u{9b}31m", "line\nbreak", "ä"] });
+        let shown = json(&value);
+        assert!(shown.lines().all(|line| !line.chars().any(|c| c.is_control() || turns_writing(c))), "{shown}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&shown).expect("JSON"), value);
+        assert!(shown.contains('ä') && shown.lines().count() > 4, "{shown}");
+    }
 
     #[test]
     fn numbers_read_as_people_write_them() {
