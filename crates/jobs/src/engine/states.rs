@@ -1,5 +1,4 @@
-//! The states of a job and every move between them, in one table. The database repeats the set as CHECK constraints;
-//! `docs/reference/job-states.md` shows the table.
+//! The states of a job and every move between them, in one table. The database repeats the set as CHECK constraints.
 
 use std::{fmt, str::FromStr};
 
