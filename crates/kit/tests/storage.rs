@@ -108,7 +108,9 @@ async fn what_was_finished_reads_back_whole_and_in_part(storage: Storage) {
     let digest: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(written.sha256, digest);
     assert!(read(&storage, "a/b/large", None).await == bytes);
-    for range in [0..1, 5_242_879..5_242_881, 12_345_677..12_345_678] {
+    // Not `0..1`: the S3 server of `./dev test` takes an end of 0 for none and answers with everything, which the client
+    // notices and refuses. One byte elsewhere says the same of ours.
+    for range in [0..2, 1..2, 5_242_879..5_242_881, 12_345_677..12_345_678] {
         let (from, to) = (range.start as usize, range.end as usize);
         assert_eq!(read(&storage, "a/b/large", Some(range)).await, bytes[from..to]);
     }
