@@ -1,9 +1,9 @@
 //! The first administrator: who can let anyone else in on an installation where nobody is.
 //!
 //! The password is the caller's, so that it is known before the account is. A caller that shows a generated one writes it
-//! to a file of its own (mode 0600) first, then calls [`Auth::ensure_first_admin`], shows it, and removes the file. Wherever
-//! that is cut short, the file is found at the next start and the same steps are taken again: the password in it either
-//! opens the account, and is shown, or belongs to another process that came second, and is thrown away.
+//! to a file of its own (mode 0600) first, then calls [`Auth::ensure_first_admin`] and shows it. Wherever that is cut short,
+//! the file is found at the next start and the same steps are taken again: the password in it either opens the account,
+//! and is shown, or belongs to another process that came second, and opens nothing.
 
 use kit::{Fail, Secret, fail::Kind, identity::Role, outbox::Event};
 use proto::events::RoleChanged;

@@ -79,11 +79,7 @@ impl DataDir {
     /// # Errors
     /// `up.data_dir`.
     pub(crate) fn withdraw(&self) -> Result<(), Fail> {
-        let path = self.path.join(READY);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(cannot("remove", &path)(error)),
-            _ => Ok(()),
-        }
+        remove(&self.path.join(READY))
     }
 
     /// The secret kept under `name`, for our user's eyes only.
@@ -107,6 +103,14 @@ impl DataDir {
         self.folder(KEYS)?;
         let path = self.secret_path(name);
         self.write(&path, format!("{}\n", secret.expose()).as_bytes(), 0o600)
+    }
+
+    /// Removes a secret, if it is there.
+    ///
+    /// # Errors
+    /// `up.data_dir`.
+    pub(crate) fn forget_secret(&self, name: &str) -> Result<(), Fail> {
+        remove(&self.secret_path(name))
     }
 
     pub(crate) fn secret_path(&self, name: &str) -> PathBuf {
@@ -137,6 +141,14 @@ fn make_dir(path: &Path, mode: u32) -> Result<(), Fail> {
     DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(cannot("make", path))?;
     // Afterwards, since the umask would take bits away from a mode given at creation.
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(cannot("set the rights of", path))
+}
+
+/// Removes a file, if it is there.
+fn remove(path: &Path) -> Result<(), Fail> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(cannot("remove", path)(error)),
+        _ => Ok(()),
+    }
 }
 
 fn lock(data_dir: &Path) -> Result<File, Fail> {
@@ -192,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_is_read_back_and_is_for_our_eyes_only() {
+    fn a_secret_is_read_back_until_it_is_forgotten_and_is_for_our_eyes_only() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let data_dir = DataDir::claim(folder.path()).expect("it is free");
         assert!(data_dir.secret("worker").expect("no error").is_none());
@@ -201,6 +213,10 @@ mod tests {
         let mode = |path: &Path| fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
         assert_eq!(mode(&data_dir.secret_path("worker")), 0o600);
         assert_eq!(mode(&folder.path().join("keys")), 0o700);
+        for _ in 0..2 {
+            data_dir.forget_secret("worker").expect("it goes, and is gone");
+            assert!(data_dir.secret("worker").expect("no error").is_none());
+        }
     }
 
     #[test]

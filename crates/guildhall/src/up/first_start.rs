@@ -44,8 +44,9 @@ pub(super) async fn administrator(auth: &Auth, settings: &Settings, data_dir: &D
             }
         },
     };
-    // None when another process was first, on a database that is shared.
+    // None when another process was first, on a database that is shared: then the file here opens nothing.
     let first = auth.ensure_first_admin(&password).await?;
+    let file = if first.is_some() { file } else { data_dir.forget_secret(ADMINISTRATOR).map(|()| None)? };
     Ok(Administrator { email, new_password: first.map(|first| first.password), file })
 }
 
