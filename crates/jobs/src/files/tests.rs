@@ -90,7 +90,7 @@ impl House {
         sqlx::query(
             "with worker as (
                insert into jobs.worker (id, profile, host, version, queues, tasks, slots, connected_at, seen_at, expires_at)
-               values ($1, '', '', '', '{}', '{}', 1, $3, $3, $3)
+               values ($1, '', '', '', '{}', '{}', 1, $3, $3, $3 + interval '1 year')
              )
              insert into jobs.job (id, owner_id, task, queue, state, priority, run_at, rank, attempt, attempts_until,
                max_attempts, attempt_timeout_s, token, worker_id, since, request_id, tags, args, created_at)
@@ -227,9 +227,14 @@ async fn several_sweeps_at_once_do_what_one_does() {
 #[tokio::test]
 async fn what_an_attempt_wrote_leaves_when_its_job_is_no_longer_live_under_its_token() {
     let house = House::open().await;
-    let job = house.running_job(7).await;
-    let (live, fenced) = (house.attempt_file(job, 7).await, house.attempt_file(job, 6).await);
-    let orphan = house.attempt_file(house.clock.new_id(), 7).await;
+    // Each is written while its attempt counts: the service sweeps by itself too, and would take it before its bytes.
+    let (job, gone) = (house.running_job(6).await, house.running_job(6).await);
+    let (fenced, orphan) = (house.attempt_file(job, 6).await, house.attempt_file(gone, 6).await);
+    for sql in ["update jobs.job set token = 7 where id = $1", "delete from jobs.job where id = $1"] {
+        let id = if sql.starts_with("update") { job } else { gone };
+        sqlx::query(sql).bind(id).execute(house.jobs.pool()).await.expect("the job's row");
+    }
+    let live = house.attempt_file(job, 7).await;
     house.clock.advance(60 * 24 * MINUTE);
     house.sweep().await;
     assert_eq!(house.state(live).await.as_deref(), Some("writing"), "however long its attempt takes");
