@@ -136,7 +136,8 @@ fn start_file_sweeps(core: &Arc<Core>) {
         async move {
             let stopping = core.tasks.stopping();
             let mut storage_at = tokio::time::Instant::now();
-            loop {
+            // Looked at first: a service that is asked to stop at once begins no sweep.
+            while !stopping.is_cancelled() {
                 files::sweep_files(&core).await?;
                 if storage_at <= tokio::time::Instant::now() {
                     files::sweep_storage(&core).await?;
@@ -145,9 +146,10 @@ fn start_file_sweeps(core: &Arc<Core>) {
                 }
                 tokio::select! {
                     () = tokio::time::sleep(FILES_EVERY) => {}
-                    () = stopping.cancelled() => return Ok(()),
+                    () = stopping.cancelled() => {}
                 }
             }
+            Ok(())
         }
     });
 }
