@@ -76,7 +76,7 @@ pub(crate) enum JobVerb {
     Watch { id: String },
     /// Ask a job to stop
     Cancel { id: String },
-    /// Queue a failed, cancelled or expired job again
+    /// Queue a failed or cancelled job again
     Retry { id: String },
 }
 
@@ -175,8 +175,8 @@ pub(crate) struct BatchSubmit {
     /// When done, put models, previews, contact sheet and manifest there; files of the same names are replaced
     #[arg(long, value_name = "DIR", requires = "watch")]
     pub(crate) out: Option<PathBuf>,
-    /// Who makes the models: relief or fal
-    #[arg(long)]
+    /// Who makes the models
+    #[arg(long, value_parser = ["relief"])]
     pub(crate) provider: Option<String>,
     #[command(flatten)]
     pub(crate) params: Params,

@@ -102,7 +102,7 @@ async fn asked(screen: &Screen, question: &str, echo: Echo) -> Result<String, Er
     }
     let line = line.trim_end_matches(['\r', '\n']);
     if line.is_empty() {
-        return Err(Error::Usage("Nothing was given, so there is nobody to sign in.".into()));
+        return Err(Error::Usage("Nothing was given. Signing in needs --email, and a password at the prompt, on standard input or in GUILDHALL_PASSWORD.".into()));
     }
     Ok(line.to_owned())
 }
