@@ -99,15 +99,25 @@ impl Storage {
         Ok(size)
     }
 
-    /// Removes an object. One that is not there is removed already.
+    /// Removes an object, and what killed writers of it left unfinished in a folder. One that is not there is removed
+    /// already.
     ///
     /// # Errors
     /// `storage_unavailable`.
     pub async fn remove(&self, key: &str) -> Result<(), Fail> {
         match self.store.delete(&path(key)?).await {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(fail(error)),
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
+            Err(error) => return Err(fail(error)),
         }
+        if let Some(folder) = &self.folder {
+            // Numbered from 1 without a gap, as the local store stages them.
+            for number in 1.. {
+                if tokio::fs::remove_file(folder.join(format!("{key}#{number}"))).await.is_err() {
+                    break;
+                }
+            }
+        }
+        Ok(())
     }
 }
 
