@@ -65,6 +65,30 @@ promises! {
     it_answers
 }
 
+#[tokio::test]
+async fn removing_an_object_in_a_folder_takes_what_killed_writers_left_with_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let storage = Storage::open(&format!("file://{}", folder.path().display()), None, None).unwrap();
+    // A kill is a writer that is neither finished nor dropped. The second of them finds the first one's name taken.
+    for _ in 0..2 {
+        let mut writer = storage.writer("killed").unwrap();
+        // More than a part, so that some of it is on the disk.
+        writer.write(sample(20 << 20)).await.unwrap();
+        std::mem::forget(writer);
+    }
+    put(&storage, "killed", sample(1)).await;
+    put(&storage, "kept", sample(1)).await;
+    let lying = || {
+        let entries = std::fs::read_dir(folder.path()).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(lying(), ["kept", "killed", "killed#1", "killed#2"]);
+    storage.remove("killed").await.unwrap();
+    assert_eq!(lying(), ["kept"]);
+}
+
 fn sample(length: usize) -> Bytes {
     (0..length).map(|at| (at % 251) as u8).collect::<Vec<_>>().into()
 }
