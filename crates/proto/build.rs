@@ -8,7 +8,8 @@ use std::{env, error::Error, fmt::Write as _, fs, path::PathBuf};
 use prost::Message as _;
 use prost_reflect::{DynamicMessage, MethodDescriptor};
 
-const FILES: [&str; 5] = ["access.proto", "auth.proto", "jobs.proto", "worker.proto", "events.proto"];
+const FILES: [&str; 7] =
+    ["access.proto", "auth.proto", "jobs.proto", "worker.proto", "admin.proto", "events.proto", "cloudevents.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("../../proto");

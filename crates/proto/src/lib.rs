@@ -44,3 +44,9 @@ pub mod worker {
 pub mod events {
     tonic::include_proto!("guildhall.events.v1");
 }
+pub mod admin {
+    tonic::include_proto!("guildhall.admin.v1");
+}
+pub mod cloudevents {
+    tonic::include_proto!("io.cloudevents.v1");
+}
