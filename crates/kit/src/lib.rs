@@ -3,6 +3,7 @@
 
 pub mod clock;
 pub mod config;
+mod crash;
 pub mod cursor;
 pub mod db;
 pub mod fail;
@@ -18,5 +19,6 @@ pub mod telemetry;
 pub mod testing;
 
 pub use clock::Clock;
+pub use crash::crash_point;
 pub use fail::{Fail, Kind};
 pub use secret::Secret;
