@@ -17,8 +17,9 @@ use std::{fmt, str::FromStr};
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
+use sqlx::{AssertSqlSafe, PgPool};
 
-use crate::Fail;
+use crate::{Fail, db::Schema};
 
 /// Half of the MAC is kept: 128 bits cannot be guessed, and a cursor stands in URLs.
 const TAG_BYTES: usize = 16;
@@ -41,6 +42,31 @@ pub struct CursorKey(Hmac<Sha256>);
 impl CursorKey {
     pub fn new(key: &[u8; 32]) -> Self {
         Self(Hmac::new_from_slice(key).expect("HMAC takes a key of any length"))
+    }
+
+    /// The key of a service, from the table `secret (name text primary key, value bytea not null)` of its schema. Whichever
+    /// process comes first makes it.
+    ///
+    /// # Errors
+    /// As the database.
+    pub async fn ensure(pool: &PgPool, schema: Schema) -> Result<Self, Fail> {
+        const NAME: &str = "cursors";
+        let mut fresh = [0_u8; 32];
+        getrandom::fill(&mut fresh).map_err(|error| Fail::internal(error.to_string()))?;
+        let table = schema.name();
+        sqlx::query(AssertSqlSafe(format!(
+            "insert into {table}.secret (name, value) values ($1, $2) on conflict (name) do nothing"
+        )))
+        .bind(NAME)
+        .bind(&fresh[..])
+        .execute(pool)
+        .await?;
+        let key: Vec<u8> = sqlx::query_scalar(AssertSqlSafe(format!("select value from {table}.secret where name = $1")))
+            .bind(NAME)
+            .fetch_one(pool)
+            .await?;
+        let key = <[u8; 32]>::try_from(key).map_err(|_| Fail::internal("the cursor key is not of 32 bytes"))?;
+        Ok(Self::new(&key))
     }
 
     /// A cursor of the list called `purpose`, made of the last row's sort keys.

@@ -8,6 +8,7 @@ pub mod cursor;
 pub mod db;
 pub mod fail;
 pub mod grpc;
+pub mod health;
 pub mod idempotency;
 pub mod identity;
 pub mod outbox;

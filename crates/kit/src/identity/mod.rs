@@ -68,6 +68,12 @@ impl Caller {
         self.roles.iter().any(|role| role.may_use_queue(queue))
     }
 
+    /// The services that a list of the audit log must be narrowed to: `None` for a caller who may read of all.
+    pub fn audit_narrowed_to(&self) -> Option<Vec<&'static str>> {
+        let is_narrowed = self.reach("audit:read") != Some(Reach::Any);
+        is_narrowed.then(|| self.roles.iter().flat_map(|role| role.audits()).copied().collect())
+    }
+
     /// Highest priority the caller may give a job, 0 to 100.
     pub fn priority_max(&self) -> u32 {
         self.roles.iter().map(|role| role.priority_max()).max().unwrap_or(0)

@@ -66,6 +66,11 @@ impl Role {
     pub const fn priority_max(self) -> u32 {
         self.grants().priority_max
     }
+
+    /// The services whose acts a reach of [`Own`](Reach::Own) over `audit:read` shows.
+    pub const fn audits(self) -> &'static [&'static str] {
+        self.grants().audits
+    }
 }
 
 impl fmt::Display for Role {
@@ -93,6 +98,8 @@ pub struct Grants {
     pub uses_queues: bool,
     pub all_queues: bool,
     pub priority_max: u32,
+    /// Services whose part of the audit log it reads under `audit:read` as its own.
+    pub audits: &'static [&'static str],
 }
 
 /// Queues that only operators and administrators submit to.
@@ -119,6 +126,7 @@ const CUSTOMER: Grants = Grants {
     uses_queues: true,
     all_queues: false,
     priority_max: 60,
+    audits: &[],
 };
 
 const OPERATOR: Grants = Grants {
@@ -139,11 +147,15 @@ const OPERATOR: Grants = Grants {
         ("queues:read", Reach::Any),
         ("queues:write", Reach::Any),
         ("workers:read", Reach::Any),
+        ("audit:read", Reach::Own),
+        ("health:read", Reach::Any),
     ],
     tasks: &["*"],
     uses_queues: true,
     all_queues: true,
     priority_max: 100,
+    // Who signed in when, and from where, is no operator's business.
+    audits: &["jobs"],
 };
 
 const ADMIN: Grants = Grants {
@@ -153,11 +165,19 @@ const ADMIN: Grants = Grants {
     uses_queues: true,
     all_queues: true,
     priority_max: 100,
+    audits: &[],
 };
 
 /// Nothing by itself: a service account may do what its key's scope names.
-const SERVICE: Grants =
-    Grants { everything: false, permissions: &[], tasks: &[], uses_queues: false, all_queues: false, priority_max: 0 };
+const SERVICE: Grants = Grants {
+    everything: false,
+    permissions: &[],
+    tasks: &[],
+    uses_queues: false,
+    all_queues: false,
+    priority_max: 0,
+    audits: &[],
+};
 
 /// How far a scope such as `workers:connect` or `jobs:read:any` carries a permission. A scope without a reach is `own`.
 pub fn scope_reach(scope: &[String], permission: &str) -> Option<Reach> {
@@ -224,6 +244,11 @@ pub fn markdown() -> String {
         (false, false) => String::new(),
     });
     row("highest priority", &|role| role.priority_max().to_string());
+    row("audit entries of", &|role| match role.reach("audit:read") {
+        Some(Reach::Any) => "all services".into(),
+        Some(Reach::Own) => role.audits().iter().map(|service| format!("`{service}`")).collect::<Vec<_>>().join(" "),
+        None => String::new(),
+    });
     page
 }
 
@@ -239,6 +264,15 @@ mod tests {
         assert!(!Role::Customer.may_run_task("finalize_batch"));
         assert!(!Role::Customer.may_use_queue("priority"));
         assert!(Role::Operator.may_use_queue("priority"));
+    }
+
+    #[test]
+    fn an_operator_reads_the_audit_of_jobs_and_manages_neither_users_nor_events() {
+        assert_eq!((Role::Operator.reach("audit:read"), Role::Operator.audits()), (Some(Reach::Own), ["jobs"].as_slice()));
+        for permission in ["users:read", "users:write", "events:read", "events:replay", "health:report"] {
+            assert_eq!(Role::Operator.reach(permission), None, "{permission}");
+            assert_eq!(Role::Admin.reach(permission), Some(Reach::Any), "{permission}");
+        }
     }
 
     #[test]
