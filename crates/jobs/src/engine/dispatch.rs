@@ -12,7 +12,7 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
-use kit::{Fail, outbox, tasks::Tasks};
+use kit::{Fail, outbox, tasks::Tasks, telemetry::span::Shared};
 use proto::worker::{Assign, Assignment, AttemptRef, ToWorker, to_worker};
 use std::sync::Mutex as SyncMutex;
 use tokio::sync::{Mutex, mpsc};
@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{SCHEMA, submissions::ARGS_BYTES_MAX};
 
-/// Without a wake-up, look this often: another replica may have taken jobs in.
+/// Without a wake-up, look this often: another replica may have taken jobs in, and its word been lost.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Jobs that one claim takes at most.
 const CLAIM_MAX: u32 = 100;
@@ -250,6 +250,7 @@ struct Claim {
     batch_id: Option<Uuid>,
     ordinal: Option<i32>,
     is_finalize: bool,
+    request_id: String,
     traceparent: Option<String>,
     events: i64,
     run_at: DateTime<Utc>,
@@ -269,6 +270,7 @@ impl Claim {
             ordinal: self.ordinal.unwrap_or_default().unsigned_abs(),
             finalize: self.is_finalize,
             traceparent: self.traceparent.unwrap_or_default(),
+            request_id: self.request_id,
         }
     }
 }
@@ -277,6 +279,7 @@ impl Claim {
 /// are locked, and what another replica holds is skipped.
 async fn claim(ground: &Ground, seat: &Seat, free: u32) -> Result<Vec<Claim>, Fail> {
     let now = ground.clock.now();
+    let shared = Shared::begin();
     let mut transaction = ground.pool.begin().await?;
     let claims = sqlx::query_as!(
         Claim,
@@ -308,7 +311,7 @@ async fn claim(ground: &Ground, seat: &Seat, free: u32) -> Result<Vec<Claim>, Fa
          from locked
          where job.id = locked.id
          returning job.id, owner_id, task, queue, attempt, token, args, attempt_timeout_s, batch_id, ordinal, is_finalize,
-           traceparent, events, run_at",
+           request_id, traceparent, events, run_at",
         &seat.tasks,
         &seat.queues,
         i64::from(free),
@@ -345,6 +348,7 @@ async fn claim(ground: &Ground, seat: &Seat, free: u32) -> Result<Vec<Claim>, Fa
     outbox::write(&mut transaction, SCHEMA, &word, &ground.clock, None).await?;
     let streams = telling.append(&mut transaction, now).await?;
     transaction.commit().await?;
+    shared.end("jobs.claim", claims.iter().map(|claim| claim.traceparent.as_deref()));
     ground.after(&Aftermath { streams, ..Aftermath::default() });
     Ok(claims)
 }

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::Ground;
 
-/// Without a wake-up, look this often: another replica may have written.
+/// Without a wake-up, look this often: another replica may have written, and its word been lost.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Events read at a time, and events that wait for a slow reader.
 const PAGE: i64 = 500;
@@ -36,6 +36,13 @@ impl Live {
             return;
         }
         for news in streams.iter().filter_map(|stream| watched.get(stream)) {
+            news.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// There may be news in any stream.
+    pub(crate) fn touch_all(&self) {
+        for news in self.lock().values() {
             news.send_modify(|count| *count += 1);
         }
     }

@@ -16,6 +16,7 @@ mod states;
 mod steps;
 mod submit;
 mod sweeps;
+mod wakes;
 
 use std::sync::Arc;
 
@@ -54,6 +55,8 @@ pub(crate) struct Ground {
     pub(crate) settings: Settings,
     pub(crate) live: Live,
     seats: dispatch::Seats,
+    /// None for the only replica.
+    wakes: Option<wakes::Wakes>,
     /// Something may be claimed.
     work: Notify,
     /// Something is to be stopped.
@@ -66,8 +69,15 @@ impl Ground {
         self.after(&Aftermath { streams, has_work: true, has_cancels: false });
     }
 
-    /// Wakes whoever waits for what a transaction has made durable.
+    /// Wakes whoever waits for what a transaction has made durable, here and in the other replicas.
     fn after(&self, aftermath: &Aftermath) {
+        self.wake_here(aftermath);
+        if let Some(wakes) = &self.wakes {
+            wakes.tell(aftermath);
+        }
+    }
+
+    fn wake_here(&self, aftermath: &Aftermath) {
         self.live.touch(&aftermath.streams);
         if aftermath.has_work {
             self.work.notify_one();
@@ -102,10 +112,12 @@ impl Engine {
     ) -> Result<Self, Fail> {
         let ground = Arc::new(Ground {
             pool,
-            clock,
             settings,
             live: Live::default(),
             seats: dispatch::Seats::default(),
+            // Whoever owns all workers is alone on the database.
+            wakes: wakes::Wakes::new((!owns_all_workers).then(|| clock.new_id())),
+            clock,
             work: Notify::new(),
             cancels: Notify::new(),
         });
@@ -128,6 +140,7 @@ impl Engine {
         });
         dispatch::start(&ground, &finisher, tasks);
         sweeps::start(&ground, &finisher, tasks);
+        wakes::start(&ground, tasks);
         Ok(Self { ground, finisher, noter })
     }
 

@@ -38,11 +38,11 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) struct House {
     pub(crate) clock: Clock,
-    pub(crate) database: TestDatabase,
+    pub(crate) database: Arc<TestDatabase>,
     tasks: Tasks,
     peer: Peer,
     storage: Storage,
-    _files: tempfile::TempDir,
+    _files: Arc<tempfile::TempDir>,
 }
 
 impl House {
@@ -55,7 +55,15 @@ impl House {
         let clock = Clock::frozen(DateTime::from_timestamp(1_790_000_000, 0).unwrap());
         let tasks = Tasks::new();
         let peer = start(&database, &storage, &clock, &tasks, false).await;
-        Self { clock, database, tasks, peer, storage, _files: files }
+        Self { clock, database: Arc::new(database), tasks, peer, storage, _files: Arc::new(files) }
+    }
+
+    /// Another replica on the same database.
+    pub(crate) async fn beside(&self) -> Self {
+        let tasks = Tasks::new();
+        let peer = start(&self.database, &self.storage, &self.clock, &tasks, false).await;
+        let (database, files) = (Arc::clone(&self.database), Arc::clone(&self._files));
+        Self { clock: self.clock.clone(), database, tasks, peer, storage: self.storage.clone(), _files: files }
     }
 
     /// The same database under a new process, after the old one was dropped where it stood.
@@ -71,6 +79,12 @@ impl House {
 
     pub(crate) fn user(&self, roles: &[&str]) -> User {
         User { call: call(self.clock.new_id(), roles, ""), peer: self.peer.clone() }
+    }
+
+    /// One user, who asks this replica and another.
+    pub(crate) fn user_at_both(&self, other: &Self) -> (User, User) {
+        let call = call(self.clock.new_id(), &["operator"], "");
+        (User { call: call.clone(), peer: self.peer.clone() }, User { call, peer: other.peer.clone() })
     }
 
     /// A connected worker with as many free slots as it says.

@@ -8,6 +8,7 @@ mod fencing;
 mod house;
 mod lifecycle;
 mod parents;
+mod replicas;
 mod stopping;
 mod submitting;
 mod watching;
