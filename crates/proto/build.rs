@@ -23,7 +23,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     for service in pool.services() {
         for method in service.methods() {
             let need = need(&method)?;
-            writeln!(table, "    Method {{ path: \"/{}/{}\", need: {need} }},", service.full_name(), method.name())?;
+            let path = format!("/{}/{}", service.full_name(), method.name());
+            let streams = method.is_client_streaming() || method.is_server_streaming();
+            writeln!(table, "    Method {{ path: {path:?}, need: {need}, streams: {streams} }},")?;
         }
     }
     table.push(']');

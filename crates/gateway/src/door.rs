@@ -4,17 +4,14 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use http::{HeaderMap, header};
 use kit::{
-    Clock, Fail, Secret,
-    grpc::{Call, MESSAGE_BYTES_MAX, Peer},
+    Clock, Fail,
+    grpc::{Call, Credential, MESSAGE_BYTES_MAX, Peer},
     identity::Verifier,
     storage::Storage,
     tasks::Tasks,
 };
 use proto::{
-    auth::{
-        service_keys_client::ServiceKeysClient, sessions_client::SessionsClient,
-        signing_keys_client::SigningKeysClient, users_client::UsersClient,
-    },
+    auth::{sessions_client::SessionsClient, signing_keys_client::SigningKeysClient, users_client::UsersClient},
     jobs::{
         batches_client::BatchesClient, files_client::FilesClient, jobs_client::JobsClient, queues_client::QueuesClient,
         tasks_client::TasksClient, workers_client::WorkersClient,
@@ -42,8 +39,8 @@ pub struct Parts {
     pub storage: Storage,
     pub clock: Clock,
     pub tasks: Tasks,
-    /// A service key whose scope has `revocations:watch`.
-    pub service_key: Secret,
+    /// Its scope holds `revocations:watch`.
+    pub credential: Credential,
 }
 
 /// The inside of the gateway, shared by every request.
@@ -103,7 +100,6 @@ impl Door {
     clients! {
         users: UsersClient over auth,
         sessions: SessionsClient over auth,
-        service_keys: ServiceKeysClient over auth,
         signing_keys: SigningKeysClient over auth,
         job_client: JobsClient over jobs,
         batches: BatchesClient over jobs,

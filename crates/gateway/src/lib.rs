@@ -48,14 +48,14 @@ impl Gateway {
         let document = openapi::document(&routes, parts.public_url.trim_end_matches('/'))?;
         let listener = edge::Listener::bind(&parts.settings).await?;
         let address = listener.address()?;
-        let service_key = parts.service_key.clone();
+        let credential = parts.credential.clone();
         let door = Arc::new(Door::new(parts, document.to_string().into())?);
         let router = edge::layered(&routes, &door)?;
 
         let tasks = door.tasks.clone();
         let follower = door.clone();
         tasks.spawn_restarting("follow revocations", move || {
-            revocations::follow(follower.clone(), service_key.clone(), follower.tasks.stopping())
+            revocations::follow(follower.clone(), credential.clone(), follower.tasks.stopping())
         });
         tasks.spawn("serve http", listener.serve(router, tasks.clone()));
         Ok(Self { address })

@@ -9,13 +9,10 @@ use std::{future::Future, sync::Arc, time::Duration};
 use chrono::{DateTime, Utc};
 use dashmap::DashMap;
 use kit::{
-    Clock, Fail, Secret,
-    grpc::{Call, Peer},
+    Clock, Fail, Kind,
+    grpc::{Call, Credential, Peer},
 };
-use proto::auth::{
-    CheckSessionRequest, ExchangeServiceKeyRequest, WatchRevocationsRequest, revocation::What,
-    sessions_client::SessionsClient,
-};
+use proto::auth::{CheckSessionRequest, WatchRevocationsRequest, revocation::What, sessions_client::SessionsClient};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -194,13 +191,14 @@ impl Revocations {
 ///
 /// # Errors
 /// As `auth`: the feed broke, or could not be opened.
-pub(crate) async fn follow(door: Arc<Door>, key: Secret, stopping: CancellationToken) -> Result<(), Fail> {
+pub(crate) async fn follow(door: Arc<Door>, credential: Credential, stopping: CancellationToken) -> Result<(), Fail> {
     let revocations = door.revocations.clone();
-    let request_id = door.clock.new_id().to_string();
-    let key = ExchangeServiceKeyRequest { key: key.expose().clone() };
-    let token = door.service_keys().exchange(Call::anonymous(&request_id).request(key)).await?.into_inner();
-    let call = Call::with_token(Secret::new(token.access_token), request_id);
-    let mut feed = door.sessions().watch_revocations(call.request(WatchRevocationsRequest {})).await?.into_inner();
+    let call = credential.call(&door.clock.new_id().to_string()).await?;
+    let opened = door.sessions().watch_revocations(call.request(WatchRevocationsRequest {})).await.map_err(Fail::from);
+    if opened.as_ref().is_err_and(|fail| fail.kind() == Kind::Unauthenticated) {
+        credential.forget().await;
+    }
+    let mut feed = opened?.into_inner();
     // However this ends, what happens from then on is not heard.
     let _lost = Lost(revocations.clone());
     let mut tidy = tokio::time::interval(TIDY_EVERY);

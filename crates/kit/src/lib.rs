@@ -18,6 +18,7 @@ pub mod storage;
 pub mod tasks;
 pub mod telemetry;
 pub mod testing;
+pub mod tls;
 
 pub use clock::Clock;
 pub use crash::crash_point;

@@ -105,19 +105,31 @@ impl Tasks {
         });
     }
 
+    /// For a protocol's implementation that spawns parts of itself, as HTTP/2 does one a call. They count among the tasks
+    /// and end with them, and have no names.
+    pub fn executor(&self) -> Executor {
+        Executor(self.clone())
+    }
+
     fn launch<F>(&self, name: &'static str, future: F)
     where
         F: Future<Output = ()> + Send + 'static,
     {
+        self.track(future.instrument(tracing::info_span!("task", task.name = name)));
+    }
+
+    /// The one place that spawns: tracked, stoppable.
+    fn track<F>(&self, future: F)
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
         let hard = self.hard.clone();
-        let future = async move {
+        self.tracker.spawn(async move {
             tokio::select! {
-                () = future => {}
+                _ = future => {}
                 () = hard.cancelled() => {}
             }
-        };
-        // The one place that spawns: named, tracked, stoppable.
-        self.tracker.spawn(future.instrument(tracing::info_span!("task", task.name = name)));
+        });
     }
 
     /// Cancelled once the process was asked to stop.
@@ -157,6 +169,19 @@ impl Tasks {
         self.hard.cancel();
         self.tracker.close();
         self.tracker.wait().await;
+    }
+}
+
+/// Runs futures among [`Tasks`], for `hyper`.
+#[derive(Debug, Clone)]
+pub struct Executor(Tasks);
+
+impl<F> hyper::rt::Executor<F> for Executor
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn execute(&self, future: F) {
+        self.0.track(future);
     }
 }
 

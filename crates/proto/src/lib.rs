@@ -21,6 +21,8 @@ pub struct Method {
     /// `/package.Service/Method`, as on the wire.
     pub path: &'static str,
     pub need: Need,
+    /// Whether either side may send many messages, so that a call may last.
+    pub streams: bool,
 }
 
 /// Every method of every Guildhall service.

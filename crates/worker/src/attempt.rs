@@ -4,7 +4,11 @@
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures::FutureExt as _;
-use kit::{Clock, grpc::Peer, storage::Storage};
+use kit::{
+    Clock,
+    grpc::{Credential, Peer},
+    storage::Storage,
+};
 use parking_lot::Mutex;
 use proto::worker::{
     Assignment, AttemptRef, Failed, Interrupted, Stopped, Succeeded, Suspended, WrittenFile, outcome::End,
@@ -14,7 +18,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Context, Credential, Ended, Ending, Failure, Place, Registry, Run,
+    Context, Ended, Ending, Failure, Place, Registry, Run,
     calls::Calls,
     context::Facts,
     desk::Desk,

@@ -5,15 +5,13 @@ use std::{future::Future, time::Duration};
 
 use kit::{
     Fail, Kind,
-    grpc::{Call, MESSAGE_BYTES_MAX, Peer},
+    grpc::{Call, Credential, MESSAGE_BYTES_MAX, Peer},
 };
 use proto::worker::{
     AttemptFile, AttemptRef, CreateAttemptFileRequest, FanOutRequest, GetAttemptFileRequest, ListChildrenRequest,
     ListChildrenResponse, attempts_client::AttemptsClient,
 };
 use tonic::{Request, Response, Status};
-
-use crate::Credential;
 
 /// How long `jobs` may take to answer one call.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);

@@ -5,7 +5,7 @@
 //! settings, profile, hooks              lease     ends attempts before their lease does
 //! task, context, failure                ledger    what is held, told, and not receipted yet
 //!   what a task is written against      attempt   an assignment from start to outcome
-//! credential, calls                       supervise   ask, grace, let go
+//! calls                                   supervise   ask, grace, let go
 //!   how jobs is asked                      desk        what a context's wishes come to
 //! scratch    folders of slots              slot        children: started, talked to, killed
 //! ```
@@ -16,7 +16,6 @@
 mod attempt;
 mod calls;
 mod context;
-mod credential;
 mod desk;
 mod failure;
 mod hooks;
@@ -34,7 +33,6 @@ pub mod testing;
 mod worker;
 
 pub use context::{CHILDREN_PAGE_MAX, Child, ChildJob, Children, Context, FileFacts, Finalize, Input, Level, Stored};
-pub use credential::Credential;
 pub use failure::{Failure, kind};
 pub use hooks::{Ended, Hooks, Metrics, Run};
 pub use profile::{PROFILES, Profile};

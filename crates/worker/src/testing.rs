@@ -12,7 +12,7 @@ use ed25519_dalek::{SigningKey, pkcs8::EncodePrivateKey as _};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use kit::{
     Clock, Fail, Secret,
-    grpc::{Guard, Peer},
+    grpc::{Credential, Guard, Peer},
     identity::{ACCESS_TOKEN_TYPE, AUDIENCE, Claims, Verifier},
     storage::Storage,
     tasks::Tasks,
@@ -40,7 +40,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::{Credential, Registry, Setup, SlotCommand, Worker};
+use crate::{Registry, Setup, SlotCommand, Worker};
 
 /// The batch of every fan-out and every finalize.
 pub const BATCH_ID: &str = "01990000-0000-7000-8000-0000000000ba";

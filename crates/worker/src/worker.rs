@@ -2,13 +2,18 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use kit::{Clock, Fail, grpc::Peer, storage::Storage, tasks::Tasks};
+use kit::{
+    Clock, Fail,
+    grpc::{Credential, Peer},
+    storage::Storage,
+    tasks::Tasks,
+};
 use proto::worker::{Hello, OfferedTask};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Credential, Hooks, Profile, Registry, Settings, SlotCommand,
+    Hooks, Profile, Registry, Settings, SlotCommand,
     attempt::Bench,
     hooks::AllHooks,
     lease::{Heartbeats, Lease},
@@ -26,6 +31,7 @@ pub struct Setup {
     pub registry: Registry,
     /// The role that hands out work.
     pub jobs: Peer,
+    /// Its scope holds `workers:connect`.
     pub credential: Credential,
     /// The object storage that gateway and workers share.
     pub storage: Storage,

@@ -164,7 +164,7 @@ async fn only_listed_origins_may_call_from_a_browser() {
 #[tokio::test]
 async fn settings_that_cannot_work_are_told_at_start() {
     use kit::{
-        grpc::{Guard, Peer},
+        grpc::{Credential, Guard, Peer},
         identity::Verifier,
     };
     let try_with = |settings: Settings| async move {
@@ -175,12 +175,12 @@ async fn settings_that_cannot_work_are_told_at_start() {
             settings: Settings { http_listen: "127.0.0.1:0".parse().unwrap(), ..settings },
             public_url: "http://x".into(),
             auth: peer.clone(),
-            jobs: peer,
+            jobs: peer.clone(),
             verifier,
             storage: kit::storage::Storage::open(&format!("file://{}", folder.path().display()), None, None).unwrap(),
             clock: kit::Clock::system(),
             tasks: kit::tasks::Tasks::new(),
-            service_key: kit::Secret::default(),
+            credential: Credential::new(peer, kit::Secret::default()),
         });
         started.await.map(drop).map_err(|fail| fail.code().to_owned())
     };

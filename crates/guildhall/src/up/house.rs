@@ -9,14 +9,14 @@ use gateway::Gateway;
 use jobs::Jobs;
 use kit::{
     Clock, Fail, Secret,
-    grpc::{Call, Guard, Peer},
+    grpc::{Call, Credential, Guard, Peer},
     identity::{FetchKeys, Verifier},
     storage::Storage,
     tasks::Tasks,
 };
 use proto::auth::{ListSigningKeysRequest, signing_keys_client::SigningKeysClient};
 use tokio::time::Instant;
-use worker::{Credential, SlotCommand, Worker};
+use worker::{SlotCommand, Worker};
 
 use super::{
     data_dir::DataDir,
@@ -116,13 +116,13 @@ impl House {
         let gateway = Gateway::start(gateway::Parts {
             settings: gateway::Settings { http_listen: door.address, ..settings.gateway.clone() },
             public_url: public_url.clone(),
-            auth: auth_peer,
+            auth: auth_peer.clone(),
             jobs: jobs_peer,
             verifier,
             storage,
             clock,
             tasks: self.gateway.clone(),
-            service_key: gateway_key,
+            credential: Credential::new(auth_peer.clone(), gateway_key),
         })
         .await?;
         Ok(Opened { http: gateway.url(), public_url, ops: ops_url, administrator })

@@ -3,8 +3,10 @@
 use std::{str::FromStr, time::Duration};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD_NO_PAD};
+use tokio::time::Instant;
 use tonic::metadata::{Ascii, MetadataKey, MetadataMap, MetadataValue};
 
+use super::deadline;
 use crate::{Fail, Secret, identity::Caller};
 
 const REQUEST_ID: &str = "x-request-id";
@@ -29,6 +31,8 @@ pub struct Call {
     pub request_id: String,
     pub traceparent: Option<String>,
     pub idempotency: Option<IdempotencyKey>,
+    /// When the caller stops waiting; [`request`](Self::request) tells the next role what is left of it.
+    pub deadline: Option<Instant>,
     token: Option<Secret>,
 }
 
@@ -52,6 +56,13 @@ impl Call {
     #[must_use]
     pub fn with_idempotency(mut self, key: Option<IdempotencyKey>) -> Self {
         self.idempotency = key;
+        self
+    }
+
+    /// Ends this call, and each that is made for it, at `deadline` at the latest.
+    #[must_use]
+    pub fn with_deadline(mut self, deadline: Option<Instant>) -> Self {
+        self.deadline = deadline;
         self
     }
 
@@ -92,13 +103,18 @@ impl Call {
             put(metadata, IDEMPOTENCY_KEY, &idempotency.key);
             put(metadata, IDEMPOTENCY_DIGEST, &BASE64_STANDARD_NO_PAD.encode(idempotency.digest));
         }
+        if let Some(deadline) = self.deadline {
+            deadline::write(metadata.as_mut(), deadline);
+        }
         request
     }
 
-    /// As [`request`](Self::request), answered within `deadline` or not at all.
-    pub fn request_within<T>(&self, deadline: Duration, message: T) -> tonic::Request<T> {
+    /// As [`request`](Self::request), answered within `time` or not at all.
+    pub fn request_within<T>(&self, time: Duration, message: T) -> tonic::Request<T> {
         let mut request = self.request(message);
-        request.set_timeout(deadline);
+        let ours = Instant::now() + time;
+        let deadline = self.deadline.map_or(ours, |callers| callers.min(ours));
+        deadline::write(request.metadata_mut().as_mut(), deadline);
         request
     }
 
@@ -119,6 +135,7 @@ impl Call {
             request_id: text(REQUEST_ID).unwrap_or_default(),
             traceparent: text(TRACEPARENT),
             idempotency,
+            deadline: None,
             token,
         })
     }

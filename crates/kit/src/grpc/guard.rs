@@ -1,5 +1,6 @@
 //! The guard in front of every gRPC server: it looks up what the method declares in `proto/`, verifies the caller's
-//! token, and refuses before a handler runs. A method that is not in the table does not exist.
+//! token, and refuses before a handler runs; and it holds the call to its caller's deadline. A method that is not in the
+//! table does not exist.
 
 use std::{
     future::Future,
@@ -11,7 +12,10 @@ use proto::{METHODS, Need};
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
-use super::call::{Call, unauthenticated};
+use super::{
+    call::{Call, unauthenticated},
+    deadline,
+};
 use crate::identity::Verifier;
 
 /// The layer to put around a role's gRPC services.
@@ -82,15 +86,22 @@ where
         Box::pin(async move {
             let path = request.uri().path().to_owned();
             let started = tokio::time::Instant::now();
-            let response = match guard.admit(&path, request.headers()).await {
-                Ok(call) => {
-                    request.extensions_mut().insert(call);
-                    inner.call(request).await?
+            let deadline = deadline::read(request.headers());
+            let answer = async {
+                match guard.admit(&path, request.headers()).await {
+                    Ok(call) => {
+                        request.extensions_mut().insert(call.with_deadline(deadline));
+                        inner.call(request).await
+                    }
+                    Err(status) => Ok(status.into_http()),
                 }
-                Err(status) => status.into_http(),
+            };
+            let response = match deadline::within(deadline, answer).await {
+                Ok(response) => response?,
+                Err(over) => over.into_http(),
             };
             observe(&path, started, &response);
-            Ok(response)
+            Ok(deadline::cut(response, deadline))
         })
     }
 }

@@ -10,7 +10,7 @@ use gateway::{Gateway, Parts, Settings};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use kit::{
     Clock, Secret,
-    grpc::{Guard, Peer},
+    grpc::{Credential, Guard, Peer},
     identity::{ACCESS_TOKEN_TYPE, AUDIENCE, Claims, Verifier},
     storage::Storage,
     tasks::Tasks,
@@ -78,16 +78,17 @@ impl House {
         let folder = tempfile::tempdir().unwrap();
         let storage = Storage::open(&format!("file://{}", folder.path().display()), None, None).unwrap();
         let jobs = Arc::new(Jobs::new(clock.clone(), storage.clone()));
+        let auth_peer = Peer::local(auth::routes(&auth), &guard);
         let gateway = Gateway::start(Parts {
             settings,
             public_url: ISSUER.into(),
-            auth: Peer::local(auth::routes(&auth), &guard),
+            auth: auth_peer.clone(),
             jobs: Peer::local(jobs::routes(&jobs), &guard),
             verifier,
             storage,
             clock: clock.clone(),
             tasks: tasks.clone(),
-            service_key: Secret::new("gld_test_key".into()),
+            credential: Credential::new(auth_peer, Secret::new("gld_test_key".into())),
         })
         .await
         .unwrap();

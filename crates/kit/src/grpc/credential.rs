@@ -1,14 +1,13 @@
-//! The worker's own credential: a service key, exchanged at `auth` for short access tokens. Every stream and every call
-//! shows a token; the key itself goes nowhere else.
+//! A role's own credential: a service key, exchanged at `auth` for short access tokens. Every call that a role makes for
+//! nobody but itself shows such a token; the key itself goes nowhere else.
 
 use std::{sync::Arc, time::Duration};
 
-use kit::{
-    Fail, Secret,
-    grpc::{Call, Peer},
-};
 use proto::auth::{ExchangeServiceKeyRequest, service_keys_client::ServiceKeysClient};
 use tokio::{sync::Mutex, time::Instant};
+
+use super::{Call, Peer};
+use crate::{Fail, Secret};
 
 /// How long `auth` may take to answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
@@ -32,7 +31,7 @@ struct Token {
 }
 
 impl Credential {
-    /// `key` is a service key `gld_<id>_<secret>` whose scope holds `workers:connect`.
+    /// `key` is a service key `gld_<id>_<secret>`; what its calls may do is its scope.
     #[must_use]
     pub fn new(auth: Peer, key: Secret) -> Self {
         Self(Arc::new(Inner { auth, key, token: Mutex::new(None) }))
@@ -42,12 +41,12 @@ impl Credential {
     ///
     /// # Errors
     /// As `ServiceKeys/Exchange`; `unavailable` when `auth` is away.
-    pub(crate) async fn call(&self, request_id: &str) -> Result<Call, Fail> {
+    pub async fn call(&self, request_id: &str) -> Result<Call, Fail> {
         Ok(Call::with_token(self.token().await?, request_id))
     }
 
-    /// Forgets the present token, as when a role did not believe it.
-    pub(crate) async fn forget(&self) {
+    /// Forgets the present token, as when a role did not believe it: the next call shows a new one.
+    pub async fn forget(&self) {
         *self.0.token.lock().await = None;
     }
 
@@ -59,7 +58,7 @@ impl Credential {
         }
         let asked_at = Instant::now();
         let request = ExchangeServiceKeyRequest { key: self.0.key.expose().clone() };
-        let request = Call::anonymous("worker").request_within(ANSWER_WITHIN, request);
+        let request = Call::anonymous("credential").request_within(ANSWER_WITHIN, request);
         let mut client = ServiceKeysClient::new(self.0.auth.clone());
         let answer = tokio::time::timeout(ANSWER_WITHIN, client.exchange(request))
             .await
