@@ -1,6 +1,7 @@
 //! The ground every role stands on. `kit` knows no noun of the product: it gives services their failures, settings,
 //! clocks, identities, database pools, gRPC wiring, outbox and telemetry, and gives tests real servers.
 
+pub mod bus;
 pub mod clock;
 pub mod config;
 mod crash;
@@ -11,6 +12,7 @@ pub mod grpc;
 pub mod health;
 pub mod idempotency;
 pub mod identity;
+pub mod inbox;
 pub mod outbox;
 pub mod private_postgres;
 pub mod secret;

@@ -1,18 +1,37 @@
 //! The outbox: what happened is written down in the transaction of the change itself, so that word of it can neither be
-//! lost nor precede it. Each service keeps its own:
+//! lost nor precede it. A relay publishes the rows and marks them once the bus has confirmed them ([`start_relay`]); a
+//! consumer that has lost something has them sent again ([`Service`]). Each service keeps its own:
 //!
 //! ```sql
 //! create table outbox (
-//!   id uuid primary key, type text not null, subject text not null, data bytea not null,
-//!   traceparent text, at timestamptz not null
+//!   seq bigint generated always as identity primary key,
+//!   id uuid not null, type text not null, subject text not null, data bytea not null,
+//!   traceparent text, at timestamptz not null, published_at timestamptz
 //! );
+//! create index outbox_unpublished on outbox (seq) where published_at is null;
+//! create table outbox_replay (generation bigint not null);
+//! insert into outbox_replay values (0);
 //! ```
+//!
+//! **Order.** Events of one subject are sent in the order of `seq`. That is the order in which things happened wherever a
+//! transaction takes the subject's row before it writes the event, as every change of a job, batch or user does.
+//! Transactions that touch one subject without such a row are side by side, and their order means nothing.
+
+mod relay;
+mod replay;
+
+use std::{collections::HashMap, sync::Arc};
 
 use chrono::{DateTime, Utc};
+use parking_lot::Mutex;
 use prost::Message;
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::{AssertSqlSafe, PgConnection, PgPool};
+use tokio::sync::Notify;
 
 use crate::{Clock, Fail, db::Schema};
+
+pub use relay::start_relay;
+pub use replay::Service;
 
 /// One thing that happened, to be told to whom it may concern. Becomes a CloudEvent of type `kind` about `subject`.
 #[derive(Debug, Clone)]
@@ -51,7 +70,9 @@ pub async fn write(
     sqlx::query(AssertSqlSafe(format!(
         "insert into {table}.outbox (id, type, subject, data, traceparent, at)
          select id, type, subject, data, $5, $6
-         from unnest($1::uuid[], $2::text[], $3::text[], $4::bytea[]) as event (id, type, subject, data)"
+         from unnest($1::uuid[], $2::text[], $3::text[], $4::bytea[])
+           with ordinality as event (id, type, subject, data, place)
+         order by place"
     )))
     .bind(ids)
     .bind(kinds)
@@ -61,10 +82,12 @@ pub async fn write(
     .bind(clock.now())
     .execute(transaction)
     .await?;
+    bell(schema).notify_one();
     Ok(())
 }
 
-/// Removes up to `rows_max` events older than `before`; the number removed.
+/// Removes up to `rows_max` published events older than `before`; the number removed. What is not published stays,
+/// however old it is.
 ///
 /// # Errors
 /// As the database.
@@ -77,11 +100,54 @@ pub async fn prune(
     let table = schema.name();
     let done = sqlx::query(AssertSqlSafe(format!(
         "delete from {table}.outbox
-         where id in (select id from {table}.outbox where at < $1 order by id limit $2)"
+         where seq in (
+           select seq from {table}.outbox where published_at is not null and at < $1 order by seq limit $2
+         )"
     )))
     .bind(before)
     .bind(rows_max)
     .execute(connection)
     .await?;
     Ok(done.rows_affected())
+}
+
+/// How far the relay is behind.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Lag {
+    /// Events that are not published yet; more than [`LAG_ROWS_MAX`] are told as that.
+    pub unpublished: u64,
+    /// How long ago the first of them was written.
+    pub seconds: f64,
+}
+
+/// As far as [`lag`] counts, so that asking stays cheap when much waits.
+pub const LAG_ROWS_MAX: u32 = 100_000;
+
+/// How far the relay of `schema` is behind at `now`.
+///
+/// # Errors
+/// As the database.
+pub async fn lag(pool: &PgPool, schema: Schema, now: DateTime<Utc>) -> Result<Lag, Fail> {
+    let table = schema.name();
+    let (unpublished, oldest): (i64, Option<DateTime<Utc>>) = sqlx::query_as(AssertSqlSafe(format!(
+        "select
+           (select count(*) from (select from {table}.outbox where published_at is null limit $1) as unpublished),
+           (select at from {table}.outbox where published_at is null order by seq limit 1)"
+    )))
+    .bind(i64::from(LAG_ROWS_MAX))
+    .fetch_one(pool)
+    .await?;
+    let seconds = oldest.map_or(0.0, |at| (now - at).as_seconds_f64().max(0.0));
+    Ok(Lag { unpublished: unpublished.unsigned_abs(), seconds })
+}
+
+/// What events of a service have as their source.
+pub(crate) fn source(service: &str) -> String {
+    format!("/guildhall/{service}")
+}
+
+/// Rung when events are written in this process, so that its relay need not wait for its next look.
+fn bell(schema: Schema) -> Arc<Notify> {
+    static BELLS: Mutex<Option<HashMap<&'static str, Arc<Notify>>>> = Mutex::new(None);
+    Arc::clone(BELLS.lock().get_or_insert_default().entry(schema.name()).or_default())
 }

@@ -1,0 +1,303 @@
+//! The relay: rows of the outbox onto the bus, by the group. For each schema one process leads, and holds a session lock
+//! of Postgres on a connection of its own, over which it also reads and marks: a leader whose connection is gone can
+//! neither mark nor read any more, and stops.
+//!
+//! **Order per subject.** A group is read from the first row that is not marked. The bus sends a subject's event when the
+//! one before it is confirmed, and a row is marked when it is confirmed itself; so an event that is in a queue has all
+//! earlier ones of its subject in front of it. What was not confirmed is read and sent again with all that follows it.
+//! Even two leaders at a time, the old one with words still on the wire, keep that: each sends a subject's events without
+//! a gap from the first that is not marked, and the first arrivals of two such rows of events are in order.
+
+use std::time::Duration;
+
+use sqlx::{AssertSqlSafe, PgConnection, PgPool, Row as _};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::{bell, lag, source};
+use crate::{
+    Clock, Fail,
+    bus::{Bus, Event, Message, Publisher},
+    crash_point,
+    db::Schema,
+    tasks::Tasks,
+};
+
+/// Rows that are read, published and marked together.
+const GROUP_ROWS_MAX: i64 = 1024;
+/// Between looks at an idle outbox. A write in this process rings before its transaction commits, so that the first look
+/// after it comes soon, and the next ones later and later.
+const LOOK_FIRST: Duration = Duration::from_millis(2);
+const LOOK_MAX: Duration = Duration::from_millis(250);
+/// Between tries to lead. Not a lock that is waited for: a waiting statement is a snapshot, which keeps Postgres from
+/// clearing away dead rows everywhere.
+const LEAD_AGAIN: Duration = Duration::from_secs(1);
+/// How often a leader whose publishing takes long asks whether it still is one, and how long the answer may take.
+const STILL_LEADS_EVERY: Duration = Duration::from_secs(1);
+const STILL_LEADS_WITHIN: Duration = Duration::from_secs(5);
+/// Between tries to publish, while the bus is away. Publishing itself waits for the bus, too.
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(1);
+/// How long a process that stops waits for the group that it is publishing.
+const LAST_GROUP_WITHIN: Duration = Duration::from_secs(2);
+const WHOLE_LOOK_EVERY: Duration = Duration::from_secs(10);
+const MEASURE_EVERY: Duration = Duration::from_secs(5);
+
+/// Publishes what is written to the outbox of `schema`, for as long as the process runs. Every replica of a service
+/// starts it, and one of them leads; each takes one connection out of `pool` for good.
+pub fn start_relay(pool: &PgPool, schema: Schema, bus: &Bus, clock: &Clock, tasks: &Tasks) {
+    let stopping = tasks.stopping();
+    let relay = Relay { pool: pool.clone(), schema, bus: bus.clone(), clock: clock.clone(), stopping };
+    let measured = relay.clone();
+    tasks.spawn_restarting("outbox.relay", move || relay.clone().run());
+    tasks.spawn_restarting("outbox.lag", move || measured.clone().measure());
+}
+
+#[derive(Debug, Clone)]
+struct Relay {
+    pool: PgPool,
+    schema: Schema,
+    bus: Bus,
+    clock: Clock,
+    stopping: CancellationToken,
+}
+
+/// Rows as they were read together, and the generation that they were read in.
+#[derive(Debug, Default)]
+struct Group {
+    generation: i64,
+    seqs: Vec<i64>,
+    messages: Vec<Message>,
+}
+
+impl Relay {
+    /// Waits to lead and leads, until the process stops.
+    ///
+    /// # Errors
+    /// As the database; then another may lead already.
+    async fn run(self) -> Result<(), Fail> {
+        let mut connection = self.pool.acquire().await?.detach();
+        loop {
+            let leads: bool = sqlx::query_scalar("select pg_try_advisory_lock(hashtextextended($1, 0))")
+                .bind(format!("guildhall.outbox.{}", self.schema.name()))
+                .fetch_one(&mut connection)
+                .await?;
+            if leads {
+                info!(service = self.schema.name(), "this process publishes the service's events");
+                return Leader::new(&self, connection).lead().await;
+            }
+            tokio::select! {
+                () = self.stopping.cancelled() => return Ok(()),
+                () = tokio::time::sleep(LEAD_AGAIN) => {}
+            }
+        }
+    }
+
+    async fn measure(self) -> Result<(), Fail> {
+        let gauge = metrics::gauge!("guildhall_outbox_lag_seconds", "service" => self.schema.name());
+        loop {
+            gauge.set(lag(&self.pool, self.schema, self.clock.now()).await?.seconds);
+            tokio::select! {
+                () = self.stopping.cancelled() => return Ok(()),
+                () = tokio::time::sleep(MEASURE_EVERY) => {}
+            }
+        }
+    }
+}
+
+struct Leader<'a> {
+    rows: Rows<'a>,
+    publisher: Publisher,
+}
+
+impl<'a> Leader<'a> {
+    fn new(relay: &'a Relay, connection: PgConnection) -> Self {
+        Self { rows: Rows { relay, connection, look: Look::new(0) }, publisher: relay.bus.publisher() }
+    }
+
+    async fn lead(mut self) -> Result<(), Fail> {
+        let relay = self.rows.relay;
+        let bell = bell(relay.schema);
+        let (mut quiet, mut retry) = (LOOK_FIRST, RETRY_FIRST);
+        let mut group = Group::default();
+        while !relay.stopping.is_cancelled() {
+            if group.seqs.is_empty() {
+                group = self.rows.read(&[]).await?;
+            }
+            if group.seqs.is_empty() {
+                tokio::select! {
+                    () = relay.stopping.cancelled() => {}
+                    () = tokio::time::sleep(quiet) => quiet = (quiet * 2).min(LOOK_MAX),
+                    () = bell.notified() => {
+                        quiet = LOOK_FIRST;
+                        // Whoever rang is about to commit, and others may be writing too.
+                        tokio::time::sleep(quiet).await;
+                    }
+                }
+                continue;
+            }
+            quiet = LOOK_FIRST;
+            let (next, fail) = self.pass_on(&group).await?;
+            group = next;
+            let Some(fail) = fail else {
+                retry = RETRY_FIRST;
+                continue;
+            };
+            warn!(service = relay.schema.name(), error = %fail, "events wait in the outbox");
+            tokio::select! {
+                () = relay.stopping.cancelled() => {}
+                () = tokio::time::sleep(retry) => retry = (retry * 2).min(RETRY_MAX),
+            }
+        }
+        Ok(())
+    }
+
+    /// Publishes a group and marks what was confirmed. The next group is read meanwhile, and is empty when it would not
+    /// follow: when something of this one has to be sent again first.
+    async fn pass_on(&mut self, group: &Group) -> Result<(Group, Option<Fail>), Fail> {
+        crash_point("relay-before-publish");
+        let Self { rows, publisher } = self;
+        let (done, stopping) = (CancellationToken::new(), rows.relay.stopping.clone());
+        let publish = async {
+            let published = publisher.publish(&group.messages).await;
+            done.cancel();
+            Ok::<_, Fail>(published)
+        };
+        let stopped = async {
+            stopping.cancelled().await;
+            tokio::time::sleep(LAST_GROUP_WITHIN).await;
+        };
+        let (published, next) = tokio::select! {
+            both = async { tokio::try_join!(publish, rows.read_beside(&group.seqs, &done)) } => both?,
+            () = stopped => return Ok((Group::default(), None)),
+        };
+        crash_point("relay-published-not-marked");
+        let confirmed = group.seqs.iter().zip(&published.confirmed).filter(|(_, is)| **is);
+        let confirmed: Vec<i64> = confirmed.map(|(seq, _)| *seq).collect();
+        let is_marked = confirmed.is_empty() || rows.mark(&confirmed, group.generation).await?;
+        let follows = is_marked && confirmed.len() == group.seqs.len();
+        Ok((if follows { next } else { Group::default() }, published.fail))
+    }
+}
+
+/// The rows of the outbox, over the leader's connection.
+struct Rows<'a> {
+    relay: &'a Relay,
+    connection: PgConnection,
+    look: Look,
+}
+
+/// Where looks begin: behind what was marked long ago, so that they need not pass the dead entries of the index while
+/// something else keeps Postgres from clearing those away. Once in [`WHOLE_LOOK_EVERY`] a look begins at the very first
+/// row, for the sake of transactions that took as long to commit; and always when rows were asked for once more.
+struct Look {
+    generation: i64,
+    /// Up to here nothing was unpublished at the last whole look but one.
+    floor: i64,
+    /// Up to here nothing was at the last one.
+    floor_next: i64,
+    /// The last row that was marked.
+    marked: i64,
+    whole_at: Instant,
+}
+
+impl Look {
+    fn new(generation: i64) -> Self {
+        Self { generation, floor: 0, floor_next: 0, marked: 0, whole_at: Instant::now() }
+    }
+}
+
+impl Rows<'_> {
+    /// Reads what follows the rows in hand, and then watches whether this process still leads, until `done`.
+    async fn read_beside(&mut self, in_hand: &[i64], done: &CancellationToken) -> Result<Group, Fail> {
+        let next = self.read(in_hand).await?;
+        loop {
+            tokio::select! {
+                () = done.cancelled() => return Ok(next),
+                () = tokio::time::sleep(STILL_LEADS_EVERY) => {}
+            }
+            // The lock lives as long as the connection.
+            let alive = sqlx::query("select").execute(&mut self.connection);
+            let answer = tokio::time::timeout(STILL_LEADS_WITHIN, alive).await;
+            answer.map_err(|_| Fail::unavailable("database_unavailable", "The database does not answer."))??;
+        }
+    }
+
+    /// The first rows that are not published, but for those in hand.
+    async fn read(&mut self, in_hand: &[i64]) -> Result<Group, Fail> {
+        let is_whole = self.look.whole_at.elapsed() >= WHOLE_LOOK_EVERY;
+        if is_whole {
+            self.look.floor = self.look.floor_next;
+        }
+        let table = self.relay.schema.name();
+        let found = sqlx::query(AssertSqlSafe(format!(
+            "select replay.generation, seq, id, type, subject, data, traceparent, at
+             from {table}.outbox
+             cross join {table}.outbox_replay as replay
+             where published_at is null
+               and seq > (select case when generation = $1 then $2 else 0 end from {table}.outbox_replay)
+               and seq <> all ($3)
+             order by seq
+             limit $4"
+        )))
+        .bind(self.look.generation)
+        .bind(if is_whole { 0 } else { self.look.floor })
+        .bind(in_hand)
+        .bind(GROUP_ROWS_MAX)
+        .fetch_all(&mut self.connection)
+        .await?;
+        let mut group = Group::default();
+        for row in found {
+            let event = Event {
+                id: row.try_get("id")?,
+                kind: row.try_get("type")?,
+                source: source(table),
+                subject: row.try_get("subject")?,
+                at: row.try_get("at")?,
+                traceparent: row.try_get("traceparent")?,
+                data: row.try_get::<Vec<u8>, _>("data")?.into(),
+            };
+            group.generation = row.try_get("generation")?;
+            group.seqs.push(row.try_get("seq")?);
+            group.messages.push(Message {
+                id: event.id,
+                body: event.to_bytes(),
+                kind: event.kind,
+                subject: event.subject,
+                generation: group.generation,
+            });
+        }
+        if !group.seqs.is_empty() && group.generation != self.look.generation {
+            self.look = Look::new(group.generation);
+        } else if is_whole {
+            let first = in_hand.iter().chain(&group.seqs).min();
+            self.look.floor_next = first.map_or(self.look.marked, |seq| seq - 1);
+            self.look.whole_at = Instant::now();
+        }
+        Ok(group)
+    }
+
+    /// Marks rows as published; false when they were asked for once more since they were read, and none was marked.
+    async fn mark(&mut self, seqs: &[i64], generation: i64) -> Result<bool, Fail> {
+        let table = self.relay.schema.name();
+        // Who asks to send again takes the same row, for itself: either it sees these marks and takes them back, or they
+        // are not made.
+        let done = sqlx::query(AssertSqlSafe(format!(
+            "with same as (select generation from {table}.outbox_replay where generation = $2 for share)
+             update {table}.outbox
+             set published_at = $3
+             where seq = any ($1) and exists (select from same)"
+        )))
+        .bind(seqs)
+        .bind(generation)
+        .bind(self.relay.clock.now())
+        .execute(&mut self.connection)
+        .await?;
+        let is_marked = done.rows_affected() > 0;
+        if is_marked {
+            self.look.marked = seqs.iter().copied().fold(self.look.marked, i64::max);
+        }
+        Ok(is_marked)
+    }
+}
