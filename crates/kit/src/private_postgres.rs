@@ -6,21 +6,18 @@
 //!
 //! | file | what it knows |
 //! |---|---|
-//! | `account` | the user Postgres runs as: ourselves, or an ordinary one when we are root |
 //! | `binaries` | where on this machine a usable Postgres is |
-//! | `home` | which directory holds the cluster, the log and the socket, and who may use it now |
 //! | `cluster` | how a cluster is made |
-//! | `leftovers` | processes of the cluster whose postmaster is gone |
-//! | `server` | the thread that runs the server and starts it again |
-//! | `log` | what the server says, within a bound |
+//! | `socket` | the directory of the socket, which only the user of Postgres can enter |
+//! | `server` | how the server is run, and what a dead one leaves behind |
+//!
+//! What it has in common with other private servers stands in `private_server`: the user, the place, the thread that
+//! runs it, the log.
 
-mod account;
 mod binaries;
 mod cluster;
-mod home;
-mod leftovers;
-mod log;
 mod server;
+mod socket;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -28,12 +25,18 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{Connection as _, Row as _};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
-use server::{Control, Phase};
+use crate::private_server::account::Account;
+use crate::private_server::home::{self, Home};
+use crate::private_server::keeper::Keeper;
+pub use crate::private_server::PlaceError;
+use crate::private_server::Product;
 
 /// The oldest major version whose SQL the services are written in.
 pub const MAJOR_MIN: u32 = 15;
+
+const POSTGRES: Product = Product { name: "Postgres", slug: "postgres", users: &["postgres", "nobody"] };
 
 /// The superuser of the cluster, and the database it makes.
 const NAME: &str = "guildhall";
@@ -67,8 +70,7 @@ pub struct Options {
 /// A running private Postgres. Dropping it asks the server to stop without waiting; [`PrivatePostgres::stop`] waits.
 #[derive(Debug)]
 pub struct PrivatePostgres {
-    control: Control,
-    phase: watch::Receiver<Phase>,
+    keeper: Keeper,
     places: Places,
 }
 
@@ -96,37 +98,14 @@ pub enum StartError {
     UnusableBinaries { dir: PathBuf, reason: String },
 
     #[error(
-        "{data_dir} is in use by the process {pid}. Stop that one first, or choose another directory with GUILDHALL_DATA_DIR"
-    )]
-    InUse { data_dir: PathBuf, pid: String },
-
-    #[error(
         "the cluster in {cluster} was made by Postgres {cluster_major}, and of that version nothing was found ({found}). \
          Install Postgres {cluster_major} or name its bin directory in GUILDHALL_PG_BIN; to move to another version, run \
          `pg_upgrade` with both installed (https://www.postgresql.org/docs/current/pgupgrade.html)"
     )]
     OtherMajor { cluster: PathBuf, cluster_major: u32, found: String },
 
-    #[error(
-        "the cluster in {cluster} belongs to the user {owner}, not to {us}: start Guildhall as {owner}, or give it another GUILDHALL_DATA_DIR"
-    )]
-    OtherOwner { cluster: PathBuf, owner: String, us: String },
-
-    #[error(
-        "Postgres refuses to run as root, and this machine has neither a user `postgres` nor `nobody`: add one, or start Guildhall as an ordinary user"
-    )]
-    NoOrdinaryUser,
-
-    #[error(
-        "Postgres runs as the user {user}, who cannot reach {dir}: let others search the directories above it (`chmod o+x`), or give another GUILDHALL_DATA_DIR"
-    )]
-    Unreachable { dir: PathBuf, user: String },
-
     #[error("{dir} should be the private socket directory of Postgres, but {reason}: remove it and start again")]
     SocketDir { dir: PathBuf, reason: String },
-
-    #[error("processes of an earlier Postgres in {cluster} do not end ({pids}): end them by hand and start again")]
-    Leftovers { cluster: PathBuf, pids: String },
 
     #[error("Postgres could not make a cluster in {cluster}: {output}")]
     Initdb { cluster: PathBuf, output: String },
@@ -137,15 +116,15 @@ pub enum StartError {
     #[error("Postgres has not answered within {} s; the last answer was: {last}", READY_WITHIN.as_secs())]
     NotReady { last: String },
 
-    #[error("could not {doing}: {source}")]
-    Io { doing: String, source: std::io::Error },
+    #[error(transparent)]
+    Place(#[from] PlaceError),
 }
 
 impl StartError {
     /// For `map_err`: names what was being done, in words that follow "could not".
     fn io(doing: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
-        let doing = doing.into();
-        move |source| Self::Io { doing, source }
+        let place = PlaceError::io(doing);
+        move |source| Self::Place(place(source))
     }
 }
 
@@ -156,26 +135,8 @@ impl PrivatePostgres {
     /// # Errors
     /// [`StartError`], each with a sentence that says the way out.
     pub async fn start(options: Options) -> Result<Self, StartError> {
-        // One thread does it all: the kernel ends the server when the *thread* that forked it ends, so it must not be
-        // one of a pool's. See `server`.
-        let (started_tx, started_rx) = oneshot::channel();
-        std::thread::Builder::new()
-            .name("private-postgres".to_owned())
-            .spawn(move || match prepare(&options) {
-                Ok((server, places)) => {
-                    let phase = server.subscribe();
-                    let started = Self { control: server.control(), phase, places };
-                    // When nobody waits any more, dropping the value asks the server that now starts to stop.
-                    drop(started_tx.send(Ok(started)));
-                    server.run();
-                }
-                Err(error) => drop(started_tx.send(Err(error))),
-            })
-            .map_err(StartError::io("start a thread for Postgres"))?;
-
-        let started = started_rx.await.map_err(|_| StartError::GaveUp {
-            reason: "the thread that starts Postgres panicked; its message stands above".to_owned(),
-        })??;
+        let (keeper, places) = Keeper::start(&POSTGRES, move || prepare(&options)).await?;
+        let started = Self { keeper, places };
         started.wait_until_ready().await?;
         Ok(started)
     }
@@ -188,33 +149,18 @@ impl PrivatePostgres {
 
     /// Resolves only when the server died three times within a minute and is not started again, with the reason.
     pub async fn died(&self) -> String {
-        let mut phase = self.phase.clone();
-        let reason = match phase.wait_for(|phase| matches!(phase, Phase::GaveUp(_))).await {
-            Ok(phase) => match &*phase {
-                Phase::GaveUp(reason) => Some(reason.clone()),
-                Phase::Running | Phase::Ended => None,
-            },
-            Err(_) => None,
-        };
-        match reason {
-            Some(reason) => reason,
-            // It was stopped on purpose, which is no death.
-            None => std::future::pending().await,
-        }
+        self.keeper.died().await
+    }
+
+    /// The number of the server's main process; none while there is no such process.
+    #[must_use]
+    pub fn pid(&self) -> watch::Receiver<Option<u32>> {
+        self.keeper.pid()
     }
 
     /// Stops the server and waits for it: fast, then hard; at most 40 s in all.
     pub async fn stop(self) {
-        for (signal, patience) in STOPS {
-            self.control.stop(signal);
-            let mut phase = self.phase.clone();
-            let ended = phase.wait_for(|phase| !matches!(phase, Phase::Running));
-            if tokio::time::timeout(patience, ended).await.is_ok() {
-                return;
-            }
-            tracing::warn!(signal = signal.as_str(), "the private Postgres has not stopped yet");
-        }
-        tracing::error!("the private Postgres did not end; its log says why");
+        self.keeper.stop(&STOPS).await;
     }
 
     pub(crate) fn places(&self) -> &Places {
@@ -241,7 +187,7 @@ impl PrivatePostgres {
 
 impl Drop for PrivatePostgres {
     fn drop(&mut self) {
-        self.control.stop(Signal::SIGINT);
+        self.keeper.ask_to_stop(Signal::SIGINT);
     }
 }
 
@@ -251,9 +197,8 @@ impl Drop for PrivatePostgres {
 /// # Errors
 /// [`StartError`], as from `start`.
 pub fn find_binaries(options: &Options) -> Result<(PathBuf, u32), StartError> {
-    let cluster = home::cluster_of(&options.data_dir)?;
-    let account =
-        if cluster.exists() { account::Account::of_cluster(&cluster)? } else { account::Account::for_new_cluster()? };
+    let cluster = home::state_of(&options.data_dir, &POSTGRES)?;
+    let account = if cluster.exists() { Account::of(&cluster, &POSTGRES)? } else { Account::for_new(&POSTGRES)? };
     let major = cluster::major(&cluster)?;
     let binaries = binaries::find(options.bin_dir.as_deref(), major, &cluster, &account)?;
     Ok((binaries.dir().to_owned(), binaries.major()))
@@ -261,20 +206,19 @@ pub fn find_binaries(options: &Options) -> Result<(PathBuf, u32), StartError> {
 
 /// Everything before the server runs; blocking.
 fn prepare(options: &Options) -> Result<(server::Server, Places), StartError> {
-    let home = home::Home::claim(&options.data_dir)?;
+    let home = Home::claim(&options.data_dir, &POSTGRES)?;
     let account = home.account()?;
-    leftovers::clear(&home.cluster())?;
+    server::clear(&home.state())?;
 
-    let major = cluster::major(&home.cluster())?;
-    let binaries = binaries::find(options.bin_dir.as_deref(), major, &home.cluster(), &account)?;
+    let major = cluster::major(&home.state())?;
+    let binaries = binaries::find(options.bin_dir.as_deref(), major, &home.state(), &account)?;
     if major.is_none() {
         cluster::create(&binaries, &home, &account, options.durable)?;
     }
-    let socket_dir = home.make_socket_dir(&account)?;
+    let socket_dir = socket::make_dir(&home, &account)?;
 
-    let places = Places { home: home.dir().to_owned(), socket_dir };
-    let server = server::Server::new(home, places.socket_dir.clone(), binaries, account, options.durable);
-    Ok((server, places))
+    let places = Places { home: home.dir().to_owned(), socket_dir: socket_dir.clone() };
+    Ok((server::Server::new(home, socket_dir, binaries, account, options.durable), places))
 }
 
 /// Succeeds once the server is open for sessions, which is later than its socket being there: a server in recovery

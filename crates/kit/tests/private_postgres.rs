@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use kit::private_postgres::{Options, PrivatePostgres, StartError};
+use kit::private_postgres::{Options, PlaceError, PrivatePostgres, StartError};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
 use sqlx::postgres::PgConnection;
@@ -119,7 +119,7 @@ async fn a_second_start_is_refused_and_names_the_holder() {
 
     let refusal = PrivatePostgres::start(data.options()).await.unwrap_err();
 
-    assert!(matches!(&refusal, StartError::InUse { pid, .. } if *pid == owner.id().to_string()), "{refusal}");
+    assert!(matches!(&refusal, StartError::Place(PlaceError::InUse { pid, .. }) if *pid == owner.id().to_string()), "{refusal}");
     assert!(refusal.to_string().contains("GUILDHALL_DATA_DIR"), "{refusal}");
     owner.kill().unwrap();
     owner.wait().unwrap();

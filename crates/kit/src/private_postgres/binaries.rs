@@ -1,12 +1,11 @@
 //! Where on this machine a usable Postgres is. It looks and asks for versions; it never installs.
 
-use std::env;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::account::Account;
 use super::{MAJOR_MIN, StartError};
+use crate::private_server::account::Account;
+use crate::private_server::search::{distinct, expand, in_path, system_variable};
 
 /// Patterns of bin directories, best known first; `*` stands for one whole directory name's part, as in a shell.
 const SYSTEM_DIRS: [&str; 7] = [
@@ -132,15 +131,8 @@ fn major_of(version: &str) -> Option<u32> {
 fn candidates(account: &Account) -> Vec<PathBuf> {
     let mut dirs: Vec<PathBuf> = SYSTEM_DIRS.iter().flat_map(|pattern| expand(Path::new(pattern))).collect();
     dirs.extend(expand(&dev_cache(account).join("postgres-*/bin")));
-    for dir in env::split_paths(&system_variable("PATH").unwrap_or_default()) {
-        // Links in `/usr/local/bin` and the like lead to the directory where the programs stand together.
-        if let Ok(program) = dir.join("postgres").canonicalize() {
-            dirs.extend(program.parent().map(Path::to_owned));
-        }
-    }
-    let mut seen = std::collections::HashSet::new();
-    dirs.retain(|dir| seen.insert(dir.clone()));
-    dirs
+    dirs.extend(in_path("postgres"));
+    distinct(dirs)
 }
 
 /// Where `./dev` unpacks Postgres when it may not install it: a root's copy must be readable by the user it runs as.
@@ -156,40 +148,6 @@ fn dev_cache(account: &Account) -> PathBuf {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "PATH, HOME and XDG_CACHE_HOME are the system's and no settings of ours")]
-fn system_variable(name: &str) -> Option<std::ffi::OsString> {
-    env::var_os(name).filter(|value| !value.is_empty())
-}
-
-/// The directories that match a pattern with at most one `*` in each component, in the order of their names.
-fn expand(pattern: &Path) -> Vec<PathBuf> {
-    let mut matches = vec![PathBuf::new()];
-    for component in pattern.components() {
-        let component = component.as_os_str();
-        matches = match component.to_str().and_then(|part| part.split_once('*')) {
-            None => matches.into_iter().map(|dir| dir.join(component)).collect(),
-            Some((before, after)) => matches.iter().flat_map(|dir| matching(dir, before, after)).collect(),
-        };
-    }
-    matches.retain(|dir| dir.is_dir());
-    matches
-}
-
-fn matching(dir: &Path, before: &str, after: &str) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
-    let mut paths: Vec<PathBuf> = entries
-        .filter_map(Result::ok)
-        .filter(|entry| {
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            name.len() >= before.len() + after.len() && name.starts_with(before) && name.ends_with(after)
-        })
-        .map(|entry| entry.path())
-        .collect();
-    paths.sort();
-    paths
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -199,15 +157,5 @@ mod tests {
         assert_eq!(major_of("postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)\n"), Some(15));
         assert_eq!(major_of("postgres (PostgreSQL) 18beta1"), Some(18));
         assert_eq!(major_of("postgres (PostgreSQL)"), None);
-    }
-
-    #[test]
-    fn a_pattern_matches_whole_directory_names() {
-        let root = tempfile::tempdir().expect("a temporary directory");
-        for name in ["pgsql-15/bin", "pgsql-17/bin", "pgsql-18", "mysql-15/bin"] {
-            fs::create_dir_all(root.path().join(name)).expect("a directory");
-        }
-        let found = expand(&root.path().join("pgsql-*/bin"));
-        assert_eq!(found, [root.path().join("pgsql-15/bin"), root.path().join("pgsql-17/bin")]);
     }
 }

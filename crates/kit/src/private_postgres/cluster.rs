@@ -6,10 +6,11 @@ use std::io;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use super::account::Account;
 use super::binaries::Binaries;
-use super::home::Home;
-use super::{NAME, StartError, leftovers, server};
+use super::{NAME, StartError, server};
+use crate::private_server::account::Account;
+use crate::private_server::confine::confine;
+use crate::private_server::home::Home;
 
 /// The major version of the cluster, none when there is no cluster.
 ///
@@ -34,11 +35,12 @@ pub(super) fn major(cluster: &Path) -> Result<Option<u32>, StartError> {
 /// # Errors
 /// `initdb` failed, with what it said.
 pub(super) fn create(binaries: &Binaries, home: &Home, account: &Account, durable: bool) -> Result<(), StartError> {
-    let unfinished = home.unfinished_cluster();
-    let cluster = home.cluster();
+    // Beside its place; only a whole one is renamed to it.
+    let unfinished = home.dir().join("postgres.new");
+    let cluster = home.state();
     if unfinished.exists() {
         // An earlier first start was killed on its way.
-        leftovers::clear(&unfinished)?;
+        server::clear(&unfinished)?;
         fs::remove_dir_all(&unfinished).map_err(StartError::io(format!("clear {}", unfinished.display())))?;
     }
     fs::create_dir(&unfinished).map_err(StartError::io(format!("make {}", unfinished.display())))?;
@@ -55,7 +57,7 @@ pub(super) fn create(binaries: &Binaries, home: &Home, account: &Account, durabl
     if !durable {
         initdb.arg("--no-sync");
     }
-    server::confine(&mut initdb, account, nix::sys::signal::Signal::SIGKILL);
+    confine(&mut initdb, account, nix::sys::signal::Signal::SIGKILL);
     let output = initdb.output().map_err(StartError::io("run `initdb`"))?;
     if !output.status.success() {
         let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));

@@ -1,5 +1,5 @@
-//! The user that Postgres runs as. Postgres refuses root, so a root's server runs as an ordinary user; everybody
-//! else's runs as themselves. Nothing here changes our own process.
+//! The user that a private server runs as. A root's server runs as an ordinary user, everybody else's as themselves.
+//! Nothing here changes our own process.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, chown};
@@ -9,34 +9,35 @@ use std::process::{Command, Stdio};
 
 use nix::unistd::{Uid, User, geteuid};
 
-use super::StartError;
+use super::{PlaceError, Product};
 
-/// Who Postgres runs as.
+/// Who a server runs as.
 #[derive(Debug, Clone)]
-pub(super) enum Account {
-    /// We are an ordinary user, and so is Postgres.
+pub(crate) enum Account {
+    /// We are an ordinary user, and so is the server.
     Ourselves,
-    /// We are root; Postgres is this user.
+    /// We are root; the server is this user.
     Other { uid: u32, gid: u32, name: String },
 }
 
 impl Account {
-    /// The user for a new cluster: the one that packages make for Postgres, or the one that owns nothing.
-    pub(super) fn for_new_cluster() -> Result<Self, StartError> {
+    /// The user for new data: the one that packages make for the server, or the one that owns nothing.
+    pub(crate) fn for_new(product: &Product) -> Result<Self, PlaceError> {
         if !geteuid().is_root() {
             return Ok(Self::Ourselves);
         }
-        ["postgres", "nobody"]
-            .into_iter()
+        product
+            .users
+            .iter()
             .find_map(|name| User::from_name(name).ok().flatten())
             .filter(|user| !user.uid.is_root())
             .map(|user| Self::Other { uid: user.uid.as_raw(), gid: user.gid.as_raw(), name: user.name })
-            .ok_or(StartError::NoOrdinaryUser)
+            .ok_or_else(|| PlaceError::NoOrdinaryUser { server: product.name, users: product.users.join(", ") })
     }
 
-    /// The user for a cluster that is there: its owner, whoever made it, since Postgres takes no other.
-    pub(super) fn of_cluster(cluster: &Path) -> Result<Self, StartError> {
-        let owner = fs::metadata(cluster).map_err(StartError::io(format!("look at {}", cluster.display())))?;
+    /// The user for data that is there: its owner, whoever made it.
+    pub(crate) fn of(dir: &Path, product: &Product) -> Result<Self, PlaceError> {
+        let owner = fs::metadata(dir).map_err(PlaceError::io(format!("look at {}", dir.display())))?;
         let us = geteuid();
         if us.is_root() && owner.uid() != 0 {
             return Ok(Self::Other { uid: owner.uid(), gid: owner.gid(), name: user_name(owner.uid()) });
@@ -44,21 +45,22 @@ impl Account {
         if !us.is_root() && owner.uid() == us.as_raw() {
             return Ok(Self::Ourselves);
         }
-        Err(StartError::OtherOwner {
-            cluster: cluster.to_owned(),
+        Err(PlaceError::OtherOwner {
+            server: product.name,
+            dir: dir.to_owned(),
             owner: user_name(owner.uid()),
             us: if us.is_root() { "an ordinary user".to_owned() } else { user_name(us.as_raw()) },
         })
     }
 
-    pub(super) fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         match self {
             Self::Ourselves => user_name(geteuid().as_raw()),
             Self::Other { name, .. } => name.clone(),
         }
     }
 
-    pub(super) fn uid(&self) -> u32 {
+    pub(crate) fn uid(&self) -> u32 {
         match self {
             Self::Ourselves => geteuid().as_raw(),
             Self::Other { uid, .. } => *uid,
@@ -66,16 +68,16 @@ impl Account {
     }
 
     /// Gives `path` to the user.
-    pub(super) fn own(&self, path: &Path) -> Result<(), StartError> {
+    pub(crate) fn own(&self, path: &Path) -> Result<(), PlaceError> {
         match self {
             Self::Ourselves => Ok(()),
             Self::Other { uid, gid, name } => chown(path, Some(*uid), Some(*gid))
-                .map_err(StartError::io(format!("give {} to the user {name}", path.display()))),
+                .map_err(PlaceError::io(format!("give {} to the user {name}", path.display()))),
         }
     }
 
     /// Makes `command` run as the user, without our groups.
-    pub(super) fn apply(&self, command: &mut Command) {
+    pub(crate) fn apply(&self, command: &mut Command) {
         if let Self::Other { uid, gid, .. } = self {
             // `uid` also drops the supplementary groups when we are root.
             command.gid(*gid).uid(*uid);
@@ -84,7 +86,7 @@ impl Account {
 
     /// Whether the user can search `dir` or run the program `path`. The kernel is asked, as that user, since mode bits
     /// alone do not tell: there are access lists, and mounts.
-    pub(super) fn can_reach(&self, path: &Path) -> bool {
+    pub(crate) fn can_reach(&self, path: &Path) -> bool {
         let mut test = Command::new("/bin/sh");
         test.args(["-c", "test -x \"$1\"", "sh"])
             .arg(path)

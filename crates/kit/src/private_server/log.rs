@@ -1,5 +1,4 @@
-//! What the server says: written to `postgres.log` within a bound, and its last lines kept for whoever must explain
-//! why it died.
+//! What a server says: written to its log within a bound, and its last lines kept for whoever must explain why it died.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -11,7 +10,7 @@ use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
 
-/// The log and its forerunner (`postgres.log.1`) have at most this many bytes each.
+/// The log and its forerunner (`<name>.log.1`) have at most this many bytes each.
 const BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// Longer lines (a statement with its parameters) are cut into pieces.
@@ -21,7 +20,7 @@ const LAST_LINES: usize = 8;
 
 /// Shared by the pumps of a server's successive lives.
 #[derive(Debug, Clone)]
-pub(super) struct Log(Arc<Mutex<Inner>>);
+pub struct Log(Arc<Mutex<Inner>>);
 
 #[derive(Debug)]
 struct Inner {
@@ -32,12 +31,12 @@ struct Inner {
 }
 
 impl Log {
-    pub(super) fn new(path: PathBuf) -> Self {
+    pub fn new(path: PathBuf) -> Self {
         let written = fs::metadata(&path).map_or(0, |there| there.len());
         Self(Arc::new(Mutex::new(Inner { path, file: None, written, last: VecDeque::new() })))
     }
 
-    pub(super) fn path(&self) -> PathBuf {
+    pub fn path(&self) -> PathBuf {
         self.0.lock().path.clone()
     }
 
@@ -45,9 +44,9 @@ impl Log {
     ///
     /// # Errors
     /// No thread could be started.
-    pub(super) fn pump(&self, output: impl Read + Send + 'static) -> io::Result<JoinHandle<()>> {
+    pub fn pump(&self, output: impl Read + Send + 'static) -> io::Result<JoinHandle<()>> {
         let log = self.clone();
-        std::thread::Builder::new().name("postgres-log".to_owned()).spawn(move || {
+        std::thread::Builder::new().name("server-log".to_owned()).spawn(move || {
             let mut reader = BufReader::new(output);
             let mut line = Vec::new();
             // A server whose pipe is broken is a server that is gone: either way there is nothing more to read.
@@ -59,7 +58,7 @@ impl Log {
     }
 
     /// The last lines, oldest first.
-    pub(super) fn last_lines(&self) -> String {
+    pub fn last_lines(&self) -> String {
         self.0.lock().last.iter().map(String::as_str).collect::<Vec<_>>().join("\n")
     }
 }
@@ -72,7 +71,7 @@ impl Inner {
         self.last.push_back(String::from_utf8_lossy(line).trim_end().to_owned());
         if let Err(error) = self.write(line) {
             // Draining goes on: a full disk must not make the server wait for its log.
-            tracing::debug!(%error, "a line of the private Postgres's log was lost");
+            tracing::debug!(%error, "a line of a private server's log was lost");
             self.file = None;
         }
     }
