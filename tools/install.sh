@@ -83,6 +83,53 @@ need_test_tools() {
     fi
 }
 
+# For private copies of it; the system's own service is neither started nor wanted.
+need_rabbitmq() {
+    if find_rabbitmq; then return; fi
+    without_services "RabbitMQ" rabbitmq-server apt:rabbitmq-server dnf:rabbitmq-server pacman:rabbitmq brew:rabbitmq
+    if ! find_rabbitmq; then missing+=("RabbitMQ: $(how_to rabbitmq-server)"); fi
+}
+
+need_nginx() {
+    if find_nginx; then return; fi
+    without_services "nginx" nginx apt:nginx dnf:nginx pacman:nginx apk:nginx brew:nginx
+    if ! find_nginx; then missing+=("nginx: $(how_to nginx)"); fi
+}
+
+# As crates/kit/src/private_rabbitmq/binaries.rs finds it: the scripts themselves, and not the wrappers in /usr/sbin.
+find_rabbitmq() {
+    local dir
+    command -v erl >/dev/null || return 1
+    for dir in /usr/lib/rabbitmq/bin /usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin /opt/rabbitmq/sbin \
+        /opt/homebrew/opt/rabbitmq/sbin /usr/local/opt/rabbitmq/sbin "$(dir_of rabbitmq-server)"; do
+        if [ -x "$dir/rabbitmq-server" ] && [ -x "$dir/rabbitmqctl" ] && [ -e "$dir/rabbitmq-env" ]; then return 0; fi
+    done
+    return 1
+}
+
+# As crates/apart/src/nginx.rs finds it; an ordinary user's PATH may lack /usr/sbin.
+find_nginx() {
+    command -v nginx >/dev/null || [ -x /usr/sbin/nginx ]
+}
+
+# without_services WHAT SERVICE MANAGER:PACKAGES...: as install_package, but Debian's packages do not start the service
+# that they bring, now or at the next boot. A machine with a rule of its own about that keeps it.
+without_services() {
+    local what=$1 service=$2 policy=/usr/sbin/policy-rc.d
+    shift 2
+    if command -v apt-get >/dev/null && [ ! -e $policy ] &&
+        printf '#!/bin/sh\nexit 101\n' | as_root tee $policy >/dev/null 2>&1; then
+        (
+            trap 'as_root rm -f $policy' EXIT
+            as_root chmod 755 $policy
+            install_package "$what" "$@"
+        )
+        as_root systemctl disable --quiet "$service" >/dev/null 2>&1 || true # there may be no systemd
+    else
+        install_package "$what" "$@"
+    fi
+}
+
 # install_package WHAT MANAGER:PACKAGES...: with the first manager that is here, if we may; never fails.
 install_package() {
     local what=$1 entry manager packages sudo=()
@@ -154,7 +201,7 @@ find_postgres() {
     fi
     for dir in /usr/lib/postgresql/*/bin /usr/pgsql-*/bin /usr/libexec/postgresql* /opt/homebrew/opt/postgresql*/bin \
         /usr/local/opt/postgresql*/bin /home/linuxbrew/.linuxbrew/opt/postgresql*/bin \
-        /Applications/Postgres.app/Contents/Versions/*/bin "$(pg_dir)"/postgres-*/bin "$(dir_of_postgres_in_path)"; do
+        /Applications/Postgres.app/Contents/Versions/*/bin "$(pg_dir)"/postgres-*/bin "$(dir_of postgres)"; do
         [ -x "$dir/postgres" ] && [ -x "$dir/initdb" ] || continue
         version=$("$dir/postgres" --version 2>/dev/null) || continue
         version=${version##*(PostgreSQL) }
@@ -167,9 +214,10 @@ find_postgres() {
     [ -n "$found" ] && printf '%s\n' "$found"
 }
 
-dir_of_postgres_in_path() {
+# The directory in which a program of PATH really stands.
+dir_of() {
     local program
-    program=$(command -v postgres) && dirname "$(realpath "$program")"
+    program=$(command -v "$1") && dirname "$(realpath "$program")"
 }
 
 # What ./dev keeps for later runs. Postgres stands apart for root, since it runs as another user, who must reach it.

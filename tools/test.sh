@@ -26,7 +26,7 @@ run_tests() {
             ;;
         esac
     done
-    need rust rust_tools compiler postgres node test_tools
+    need rust rust_tools compiler postgres rabbitmq nginx node test_tools
     begin
     start_s3
     export GUILDHALL_GLTF_VALIDATOR=$test_tools
