@@ -1,7 +1,7 @@
 //! E-mail addresses as accounts are known by. An address is parsed once, at the edge of the service, into the one form
 //! in which it is stored, compared and shown.
 
-use std::fmt;
+use kit::Personal;
 
 /// Longest address (RFC 5321, section 4.5.3.1.3, without its angle brackets) and longest part before the `@`.
 const CHARS_MAX: usize = 254;
@@ -12,7 +12,7 @@ const LABEL_CHARS_MAX: usize = 63;
 /// An address in lower case. The part before the `@` could tell cases apart (RFC 5321, section 2.4), yet no provider of
 /// note does, and people do not know which they once typed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Email(String);
+pub(crate) struct Email(Personal);
 
 impl Email {
     /// Takes an address as a person types it. Quoted parts and letters beyond ASCII are refused: a domain of such
@@ -33,17 +33,17 @@ impl Email {
         if local.len() > LOCAL_CHARS_MAX || !local.split('.').all(is_atom) || !domain.split('.').all(is_label) {
             return Err("must be an address such as `ada@example.com`");
         }
-        Ok(Self(text.to_ascii_lowercase()))
+        Ok(Self(Personal::new(text.to_ascii_lowercase())))
     }
 
     pub(crate) fn as_str(&self) -> &str {
-        &self.0
+        self.0.expose()
     }
 }
 
-impl fmt::Display for Email {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+impl From<Email> for Personal {
+    fn from(email: Email) -> Self {
+        email.0
     }
 }
 

@@ -5,7 +5,7 @@
 //! the file is found at the next start and the same steps are taken again: the password in it either opens the account,
 //! and is shown, or belongs to another process that came second, and opens nothing.
 
-use kit::{Fail, Secret, fail::Kind, identity::Role, outbox::Event};
+use kit::{Fail, Personal, Secret, fail::Kind, identity::Role, outbox::Event};
 use proto::events::RoleChanged;
 
 use crate::{
@@ -62,7 +62,7 @@ impl Auth {
         let chosen = Password::choose(password.expose(), Some(&email)).map_err(|violation| {
             Fail::invalid("config.admin_password", format!("admin_password {}.", violation.message))
         })?;
-        let first = FirstAdmin { email: email.to_string(), password: password.clone() };
+        let first = FirstAdmin { email: email.as_str().to_owned(), password: password.clone() };
         if self.has_admin().await? {
             return Ok(self.opens_admin(&email, &chosen).await?.then_some(first));
         }
@@ -75,7 +75,7 @@ impl Auth {
             transaction.rollback().await?;
             return Ok(self.opens_admin(&email, &chosen).await?.then_some(first));
         }
-        let new = NewUser { email, display_name: "Administrator".to_owned(), password_hash, role: Role::Admin };
+        let new = NewUser { email, display_name: Personal::new("Administrator".to_owned()), password_hash, role: Role::Admin };
         let account = self.insert_user(&mut transaction, new, None).await.map_err(|fail| match fail.kind() {
             Kind::Conflict => Fail::conflict(
                 "config.admin_email_taken",

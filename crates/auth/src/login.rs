@@ -2,7 +2,7 @@
 //! whether there is such an account, is told neither in words nor by the time it takes.
 
 use chrono::{DateTime, TimeDelta, Utc};
-use kit::{Fail, outbox::Event};
+use kit::{Fail, outbox::Event, telemetry::span};
 use proto::{
     auth::{LoginRequest, TokenPair},
     events::{LoginFailed, SessionCreated},
@@ -63,6 +63,7 @@ impl Auth {
         };
 
         let now = self.0.clock.now();
+        let _told = span::transaction("auth.login");
         let mut transaction = self.0.pool.begin().await?;
         if let Some(rehashed) = rehashed {
             credential.replace_hash(&mut transaction, &rehashed).await?;

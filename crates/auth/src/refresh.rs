@@ -8,7 +8,7 @@
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use chrono::{DateTime, TimeDelta, Utc};
-use kit::{Fail, Secret, outbox::Event};
+use kit::{Fail, Secret, outbox::Event, telemetry::span};
 use proto::{auth::TokenPair, events::TokenReused};
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -111,6 +111,7 @@ impl Auth {
     pub(crate) async fn exchange(&self, token: &str, traceparent: Option<&str>) -> Result<TokenPair, Fail> {
         let token = RefreshToken::parse(token).ok_or_else(invalid)?;
         let (pool, now) = (&self.0.pool, self.0.clock.now());
+        let _told = span::transaction("auth.refresh");
         let mut transaction = pool.begin().await?;
         // The lock on the session lets one exchange of a family happen at a time: the second sees what the first made.
         let shown = sqlx::query!(

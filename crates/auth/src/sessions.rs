@@ -2,7 +2,7 @@
 //! stands in `login.rs`, staying in in `refresh.rs`, and how an end is told in `revocations.rs`.
 
 use chrono::{DateTime, TimeDelta, Utc};
-use kit::{Fail, clock::to_timestamp, cursor::page_rows, grpc::Call, identity::Caller};
+use kit::{Fail, clock::to_timestamp, cursor::page_rows, grpc::Call, identity::Caller, telemetry::span};
 use proto::auth::{
     CheckSessionRequest, CheckSessionResponse, ListSessionsRequest, ListSessionsResponse, LoginRequest,
     LogoutAllRequest, LogoutAllResponse, LogoutRequest, LogoutResponse, RefreshRequest, RevokeSessionRequest,
@@ -40,6 +40,7 @@ impl Sessions for Auth {
         let call = Call::of(&request)?;
         let caller = call.caller()?;
         let session = caller.session.ok_or_else(no_session)?;
+        let _told = span::transaction("auth.end_session");
         let mut transaction = self.0.pool.begin().await.map_err(Fail::from)?;
         let owner = Some(caller.subject);
         let reason = EndReason::LoggedOut;
@@ -52,6 +53,7 @@ impl Sessions for Auth {
     async fn logout_all(&self, request: Request<LogoutAllRequest>) -> Result<Response<LogoutAllResponse>, Status> {
         let call = Call::of(&request)?;
         let user = self.live(call.caller()?).await?;
+        let _told = span::transaction("auth.end_sessions");
         let mut transaction = self.0.pool.begin().await.map_err(Fail::from)?;
         let reason = EndReason::LoggedOutEverywhere;
         let ended = self.end_sessions_of(&mut transaction, user, reason, call.traceparent.as_deref()).await?;
@@ -73,6 +75,7 @@ impl Sessions for Auth {
         let not_found = || Fail::not_found("auth.session_not_found", "There is no such session.");
         let session: Uuid = request.get_ref().id.parse().map_err(|_| not_found())?;
         let owner = caller.narrowed_to("sessions:revoke");
+        let _told = span::transaction("auth.end_session_of");
         let mut transaction = self.0.pool.begin().await.map_err(Fail::from)?;
         let reason = EndReason::Revoked;
         if !self.end_session(&mut transaction, session, owner, reason, call.traceparent.as_deref()).await? {

@@ -19,7 +19,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use chrono::{DateTime, TimeDelta, Utc};
-use kit::Fail;
+use kit::{Fail, telemetry::span};
 use sqlx::{PgConnection, PgPool};
 
 use crate::random::sha256_of_parts;
@@ -76,6 +76,7 @@ impl Attempt {
     /// `auth.too_many_attempts` (429) with the time to wait.
     pub(crate) async fn pay(&self, pool: &PgPool, now: DateTime<Utc>) -> Result<(), Fail> {
         let keys: Vec<Vec<u8>> = self.buckets.iter().map(|(key, _)| key.to_vec()).collect();
+        let _told = span::transaction("auth.throttle");
         let mut transaction = pool.begin().await?;
         // The update changes nothing: it locks what is there and shows it, in the order of the keys.
         let rows = sqlx::query!(

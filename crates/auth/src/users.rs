@@ -2,12 +2,13 @@
 
 use chrono::{DateTime, Utc};
 use kit::{
-    Fail,
+    Fail, Personal,
     clock::to_timestamp,
     fail::{Violation, on_constraint},
     grpc::{Call, IdempotencyKey},
     identity::Role,
     outbox::Event,
+    telemetry::span,
 };
 use proto::{
     auth::{GetSelfRequest, RegisterRequest, User, users_server::Users},
@@ -43,7 +44,7 @@ impl Users for Auth {
 struct Registration {
     email: Email,
     password: Password,
-    display_name: String,
+    display_name: Personal,
 }
 
 impl Registration {
@@ -61,7 +62,7 @@ impl Registration {
     }
 }
 
-fn parse_display_name(text: &str) -> Result<String, Violation> {
+fn parse_display_name(text: &str) -> Result<Personal, Violation> {
     let name = text.trim();
     if name.is_empty() {
         return Err(violation("/display_name", "required", "must not be empty"));
@@ -72,7 +73,7 @@ fn parse_display_name(text: &str) -> Result<String, Violation> {
     if name.chars().any(char::is_control) {
         return Err(violation("/display_name", "characters", "must not contain control characters"));
     }
-    Ok(name.to_owned())
+    Ok(name.to_owned().into())
 }
 
 fn violation(pointer: &str, code: &str, message: &str) -> Violation {
@@ -97,6 +98,7 @@ impl Auth {
         // Hashed before the transaction begins: a core's work must not hold a connection.
         let password_hash = self.0.hasher.hash(&registration.password).await?;
         let (auth, now) = (self.clone(), self.0.clock.now());
+        let _told = span::transaction("auth.register");
         let transaction = self.0.pool.begin().await?;
         let made = kit::idempotency::once(transaction, SCHEMA, caller, idempotency.as_ref(), now, move |transaction| {
             Box::pin(async move {
@@ -134,7 +136,7 @@ impl Auth {
              values ($1, $2, $3, $4, $5)",
             id,
             new.email.as_str(),
-            new.display_name,
+            new.display_name.expose(),
             new.password_hash,
             created_at,
         )
@@ -157,7 +159,7 @@ impl Auth {
         kit::outbox::write(transaction, SCHEMA, &[event], &self.0.clock, traceparent).await?;
         Ok(Account {
             id,
-            email: new.email.to_string(),
+            email: new.email.into(),
             display_name: new.display_name,
             roles: vec![new.role.as_str().to_owned()],
             created_at,
@@ -169,7 +171,7 @@ impl Auth {
 #[derive(Debug)]
 pub(crate) struct NewUser {
     pub(crate) email: Email,
-    pub(crate) display_name: String,
+    pub(crate) display_name: Personal,
     pub(crate) password_hash: String,
     pub(crate) role: Role,
 }
@@ -178,8 +180,8 @@ pub(crate) struct NewUser {
 #[derive(Debug)]
 pub(crate) struct Account {
     pub(crate) id: Uuid,
-    email: String,
-    display_name: String,
+    email: Personal,
+    display_name: Personal,
     pub(crate) roles: Vec<String>,
     created_at: DateTime<Utc>,
 }
@@ -204,8 +206,8 @@ impl Account {
     pub(crate) fn into_message(self) -> User {
         User {
             id: self.id.to_string(),
-            email: self.email,
-            display_name: self.display_name,
+            email: self.email.into_exposed(),
+            display_name: self.display_name.into_exposed(),
             roles: self.roles,
             created_at: Some(to_timestamp(self.created_at)),
             replayed: false,

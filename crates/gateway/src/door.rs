@@ -127,6 +127,7 @@ impl Door {
             Call::anonymous(&context.id)
         } else {
             let caller = self.verifier.verify(bearer(headers)?).await?;
+            context.is_by(&caller);
             if let Access::Permission(permission) = access {
                 caller.require(permission)?;
             }

@@ -29,6 +29,8 @@ use crate::{door::Door, problem, route::Route};
 /// Asked every few seconds by whatever watches the process: not worth a log line, and answered however busy the door is,
 /// since a process that is restarted for being busy makes the others busier.
 const PROBES: [&str; 2] = ["/livez", "/readyz"];
+/// A path that no route has must not become a label, or the name of a span: it is the caller's text.
+const NO_ROUTE: &str = "none";
 const PREFLIGHT_LIVES: Duration = Duration::from_secs(60 * 60);
 
 /// What a browser may do with an answer, unless the answer says so itself: an API's answers are kept nowhere, shown
@@ -83,7 +85,7 @@ pub(crate) fn cors(origins: &[String]) -> Result<Option<CorsLayer>, Fail> {
     }
     let layer = CorsLayer::new()
         .allow_origin(AllowOrigin::list(listed))
-        .allow_methods([Method::GET, Method::POST, Method::DELETE])
+        .allow_methods([Method::GET, Method::POST, Method::PUT, Method::DELETE])
         .allow_headers([
             header::AUTHORIZATION,
             header::CONTENT_TYPE,

@@ -114,9 +114,9 @@ pub(crate) async fn render(State(door): State<Arc<Door>>, request: Request, next
     let mut response = next.run(request).await;
     let Some(Carried(fail)) = response.extensions_mut().remove::<Carried>() else { return response };
     match fail.kind() {
-        Kind::Internal => tracing::error!(request.id = context.id, error = %fail, "a request failed on our side"),
+        Kind::Internal => tracing::error!(error = %fail, "a request failed on our side"),
         Kind::Unavailable | Kind::Timeout => {
-            tracing::warn!(request.id = context.id, error = %fail, "a request could not be served for now");
+            tracing::warn!(error = %fail, "a request could not be served for now");
         }
         _ => {}
     }

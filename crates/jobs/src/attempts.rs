@@ -4,7 +4,7 @@
 use std::{collections::HashSet, sync::Arc};
 
 use chrono::{DateTime, Utc};
-use kit::Fail;
+use kit::{Fail, grpc::Call, telemetry::span};
 use proto::worker::{
     AttemptFile, AttemptRef, Child, CreateAttemptFileRequest, FanOutJob, FanOutRequest, FanOutResponse,
     GetAttemptFileRequest, ListChildrenRequest, ListChildrenResponse, attempts_server,
@@ -17,7 +17,7 @@ use crate::{
     Core,
     batches::{self, BATCH_JOBS_MAX, NewBatch},
     engine::{NewJob, Place, Telling},
-    files,
+    files, submissions,
 };
 
 /// Children on one page, and children that one call fans out.
@@ -37,7 +37,8 @@ impl attempts_server::Attempts for Attempts {
     }
 
     async fn fan_out(&self, request: Request<FanOutRequest>) -> Result<Response<FanOutResponse>, Status> {
-        Ok(Response::new(fan_out(&self.0, request.into_inner()).await?))
+        let (call, sending) = submissions::sending(Call::of(&request)?);
+        Ok(Response::new(sending.within(fan_out(&self.0, &call, request.into_inner())).await?))
     }
 
     async fn list_children(
@@ -90,6 +91,7 @@ async fn hold(conn: &mut PgConnection, attempt: Option<&AttemptRef>) -> Result<(
 
 async fn get_file(core: &Core, asked: &GetAttemptFileRequest) -> Result<AttemptFile, Fail> {
     let not_found = || Fail::not_found("jobs.file_not_found", format!("There is no file `{}`.", asked.file_id));
+    let _told = span::transaction("jobs.find_file");
     let mut transaction = core.pool.begin().await?;
     let (held, _) = hold(&mut transaction, asked.attempt.as_ref()).await?;
     let id = Uuid::try_parse(&asked.file_id).map_err(|_| not_found())?;
@@ -107,6 +109,7 @@ async fn get_file(core: &Core, asked: &GetAttemptFileRequest) -> Result<AttemptF
 
 async fn create_file(core: &Core, asked: &CreateAttemptFileRequest) -> Result<AttemptFile, Fail> {
     let now = core.clock.now();
+    let _told = span::transaction("jobs.create_file");
     let mut transaction = core.pool.begin().await?;
     let (held, token) = hold(&mut transaction, asked.attempt.as_ref()).await?;
     let (id, storage_key) =
@@ -116,7 +119,7 @@ async fn create_file(core: &Core, asked: &CreateAttemptFileRequest) -> Result<At
     Ok(AttemptFile { id: id.to_string(), name: asked.name.clone(), storage_key, ..AttemptFile::default() })
 }
 
-async fn fan_out(core: &Core, asked: FanOutRequest) -> Result<FanOutResponse, Fail> {
+async fn fan_out(core: &Core, call: &Call, asked: FanOutRequest) -> Result<FanOutResponse, Fail> {
     if asked.jobs.len() > CHILDREN_MAX as usize {
         return Err(Fail::invalid("jobs.too_many", format!("One call fans out at most {CHILDREN_MAX} jobs.")));
     }
@@ -132,8 +135,11 @@ async fn fan_out(core: &Core, asked: FanOutRequest) -> Result<FanOutResponse, Fa
         queues.push(queue_of(core, job).await?);
     }
     let now = core.clock.now();
+    let _told = span::transaction("jobs.fan_out");
     let mut transaction = core.pool.begin().await?;
-    let (held, _) = hold(&mut transaction, asked.attempt.as_ref()).await?;
+    let (mut held, _) = hold(&mut transaction, asked.attempt.as_ref()).await?;
+    // The children go on from the attempt that makes them, where it is told where that stands.
+    held.traceparent = call.traceparent.clone().or(held.traceparent);
     let batch = match held.child_batch_id {
         Some(batch) => batch,
         None => create_child_batch(core, &mut transaction, &held, &asked, now).await?,
@@ -219,6 +225,7 @@ fn child(core: &Core, held: &Held, batch: Uuid, ordinal: i32, job: FanOutJob, qu
 async fn list_children(core: &Core, asked: &ListChildrenRequest) -> Result<ListChildrenResponse, Fail> {
     let limit = i64::from(asked.limit.clamp(1, CHILDREN_MAX));
     let after = asked.after_ordinal.map_or(-1, |ordinal| i32::try_from(ordinal).unwrap_or(i32::MAX));
+    let _told = span::transaction("jobs.list_children");
     let mut transaction = core.pool.begin().await?;
     let (held, _) = hold(&mut transaction, asked.attempt.as_ref()).await?;
     let Some(batch) = held.batch_id else {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use kit::{Fail, clock::to_timestamp, cursor::page_rows, grpc::Call, idempotency, identity::Caller};
+use kit::{Fail, clock::to_timestamp, cursor::page_rows, grpc::Call, idempotency, identity::Caller, telemetry::span};
 use proto::jobs::{
     AddBatchJobsRequest, Batch, BatchCounts, BatchState, CancelBatchRequest, CloseBatchRequest, CreateBatchRequest,
     GetBatchRequest, ListBatchesRequest, ListBatchesResponse, SubmitJobsResponse, SubmittedJob, WatchRequest,
@@ -30,13 +30,13 @@ pub(crate) struct Batches(pub(crate) Arc<Core>);
 #[tonic::async_trait]
 impl batches_server::Batches for Batches {
     async fn create(&self, request: Request<CreateBatchRequest>) -> Result<Response<Batch>, Status> {
-        let call = Call::of(&request)?.clone();
-        Ok(Response::new(create(&self.0, &call, request.into_inner()).await?))
+        let (call, sending) = submissions::sending(Call::of(&request)?);
+        Ok(Response::new(sending.within(create(&self.0, &call, request.into_inner())).await?))
     }
 
     async fn add_jobs(&self, request: Request<AddBatchJobsRequest>) -> Result<Response<SubmitJobsResponse>, Status> {
-        let call = Call::of(&request)?.clone();
-        Ok(Response::new(add_jobs(&self.0, &call, request.into_inner()).await?))
+        let (call, sending) = submissions::sending(Call::of(&request)?);
+        Ok(Response::new(sending.within(add_jobs(&self.0, &call, request.into_inner())).await?))
     }
 
     async fn close(&self, request: Request<CloseBatchRequest>) -> Result<Response<Batch>, Status> {
@@ -143,6 +143,7 @@ async fn create(core: &Core, call: &Call, asked: CreateBatchRequest) -> Result<B
     let (finalize, is_open) = (asked.finalize, asked.open);
     let owner = caller.subject;
     let ground = Arc::clone(&core.engine.ground);
+    let _told = span::transaction("jobs.create_batch");
     let transaction = core.pool.begin().await?;
     let key = call.idempotency.as_ref();
     let (created, is_replayed): (Batch, bool) = idempotency::once(transaction, SCHEMA, owner, key, now, |conn| {
@@ -275,6 +276,7 @@ async fn add_jobs(core: &Core, call: &Call, asked: AddBatchJobsRequest) -> Resul
     })
     .await;
     let clock = core.clock.clone();
+    let _told = span::transaction("jobs.add_to_batch");
     let transaction = core.pool.begin().await?;
     let (owner, key) = (caller.subject, call.idempotency.as_ref());
     let (answer, is_replayed): (SubmitJobsResponse, bool) =

@@ -16,7 +16,7 @@ mod uploads;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use kit::{Fail, clock::to_timestamp, cursor::page_rows, grpc::Call};
+use kit::{Fail, clock::to_timestamp, cursor::page_rows, grpc::Call, telemetry::span};
 use proto::jobs::{
     AbandonFilesRequest, AbandonFilesResponse, CompleteFilesRequest, CompleteFilesResponse, ExtendFilesRequest, File,
     GetFileRequest, ListFilesRequest, ListFilesResponse, RemoveFileRequest, RemoveFileResponse, ReserveFilesRequest,
@@ -172,6 +172,7 @@ async fn remove(core: &Core, owner: Option<Uuid>, id: &str) -> Result<(), Fail> 
     let (id, owner): (Uuid, Uuid) =
         (file.id.parse().map_err(Fail::internal)?, file.owner_id.parse().map_err(Fail::internal)?);
     let now = core.clock.now();
+    let _told = span::transaction("jobs.remove_file");
     let mut transaction = core.pool.begin().await?;
     lock_usage(&mut transaction, owner).await?;
     let removed = sqlx::query_scalar!(

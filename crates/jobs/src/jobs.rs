@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kit::{Fail, grpc::Call, outbox};
+use kit::{Fail, grpc::Call, outbox, telemetry::span};
 use proto::jobs::{
     CancelJobRequest, GetJobRequest, Job, ListAttemptsRequest, ListAttemptsResponse, ListJobsRequest, ListJobsResponse,
     ListLogsRequest, ListLogsResponse, RetryJobRequest, SubmitJobsRequest, SubmitJobsResponse, WatchRequest,
@@ -27,8 +27,8 @@ pub(crate) struct Jobs(pub(crate) Arc<Core>);
 #[tonic::async_trait]
 impl jobs_server::Jobs for Jobs {
     async fn submit(&self, request: Request<SubmitJobsRequest>) -> Result<Response<SubmitJobsResponse>, Status> {
-        let call = Call::of(&request)?.clone();
-        Ok(Response::new(submit(&self.0, &call, request.into_inner()).await?))
+        let (call, sending) = submissions::sending(Call::of(&request)?);
+        Ok(Response::new(sending.within(submit(&self.0, &call, request.into_inner())).await?))
     }
 
     async fn get(&self, request: Request<GetJobRequest>) -> Result<Response<Job>, Status> {
@@ -127,6 +127,7 @@ async fn touchable(core: &Core, caller: &kit::identity::Caller, permission: &str
 /// batch.
 async fn retry(core: &Core, id: Uuid) -> Result<(), Fail> {
     let now = core.clock.now();
+    let _told = span::transaction("jobs.retry");
     let mut transaction = core.pool.begin().await?;
     let Some(job) = sqlx::query!(
         "select state, owner_id, task, queue, priority, attempt, events, batch_id, is_finalize

@@ -10,6 +10,10 @@ use kit::{
     grpc::{Call, IdempotencyKey},
     idempotency,
     identity::Caller,
+    telemetry::{
+        Span,
+        span::{self, Shared},
+    },
 };
 use proto::jobs::{JobSpec, SubmitJobsResponse, SubmittedJob};
 use sqlx::PgConnection;
@@ -57,6 +61,13 @@ impl Origin {
             traceparent: call.traceparent.clone(),
         })
     }
+}
+
+/// Begins the step in which jobs are handed in. Their rows name it as what they go on from, so the call does.
+pub(crate) fn sending(call: &Call) -> (Call, Span) {
+    let sending = span::submit();
+    let traceparent = sending.traceparent().or_else(|| call.traceparent.clone());
+    (call.clone().with_traceparent(traceparent), sending)
 }
 
 /// Checks specs one by one; `place` tells where the n-th will stand.
@@ -233,6 +244,7 @@ pub(crate) type Taken = Result<SubmitJobsResponse, Fail>;
 /// As the database; nothing is written then.
 pub(crate) async fn write(core: &engine::Ground, group: Vec<Submission>) -> Result<Vec<Taken>, Fail> {
     let now = core.clock.now();
+    let shared = Shared::begin();
     let mut transaction = core.pool.begin().await?;
     let mut telling = Telling::default();
     let mut taken = Vec::with_capacity(group.len());
@@ -264,6 +276,7 @@ pub(crate) async fn write(core: &engine::Ground, group: Vec<Submission>) -> Resu
     engine::insert(&mut transaction, &core.clock, &fresh, now, &mut telling).await?;
     let streams = telling.append(&mut transaction, now).await?;
     transaction.commit().await?;
+    shared.end("jobs.submit", group.iter().map(|submission| submission.jobs.first()?.traceparent.as_deref()));
     core.took_in(streams);
     Ok(taken)
 }
@@ -275,6 +288,7 @@ pub(crate) async fn write(core: &engine::Ground, group: Vec<Submission>) -> Resu
 /// `fail`, as a rule.
 pub(crate) async fn refuse(core: &Core, call: &Call, fail: Fail) -> Result<SubmitJobsResponse, Fail> {
     let (Some(key), false) = (&call.idempotency, fail.is_transient()) else { return Err(fail) };
+    let _told = span::transaction("jobs.refuse");
     let transaction = core.pool.begin().await?;
     let owner = call.caller()?.subject;
     let (mut answer, is_replayed): (SubmitJobsResponse, bool) =

@@ -6,6 +6,7 @@ mod credential;
 mod deadline;
 mod guard;
 mod health;
+mod observe;
 mod peer;
 mod remote;
 mod serve;

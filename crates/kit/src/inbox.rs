@@ -36,7 +36,7 @@ use futures::{FutureExt as _, future::BoxFuture};
 use parking_lot::RwLock;
 use sqlx::{PgConnection, PgPool};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, warn};
+use tracing::{Instrument as _, error, warn};
 
 use crate::{
     Clock, Fail, Kind,
@@ -44,6 +44,7 @@ use crate::{
     crash_point,
     db::Schema,
     tasks::Tasks,
+    telemetry::{Ids, span},
 };
 
 pub use catch_up::Producer;
@@ -154,13 +155,23 @@ impl Inbox {
         if self.comes_again(&event, generation) {
             return Ok(());
         }
+        let span = span::process(&event.kind, event.id, self.setup.consumer.name, event.traceparent.as_deref());
+        let ids = Ids { trace: span.trace_id().as_deref(), ..Ids::default() }.span();
+        let taken = span.within(self.carry_out(&event).instrument(ids)).await;
+        if taken.is_err() {
+            span.fail("refused");
+        }
+        taken
+    }
+
+    async fn carry_out(&self, event: &Event) -> Result<(), Refused> {
         let later = |error: sqlx::Error| Refused::Later(error.into());
         let mut transaction = self.setup.pool.begin().await.map_err(later)?;
         if !store::is_new(&mut transaction, &self.setup, event.id).await.map_err(Refused::Later)? {
             return Ok(());
         }
         // A panic is a bug like any other: it must not end what takes the events behind this one.
-        let handled = AssertUnwindSafe((self.handle)(&event, &mut transaction)).catch_unwind().await;
+        let handled = AssertUnwindSafe((self.handle)(event, &mut transaction)).catch_unwind().await;
         match handled.unwrap_or_else(|_| Err(Fail::internal("the handler of an event panicked"))) {
             Ok(()) => {}
             Err(fail) if fail.is_transient() => return Err(Refused::Later(fail)),

@@ -28,4 +28,4 @@ pub mod tls;
 pub use clock::Clock;
 pub use crash::crash_point;
 pub use fail::{Fail, Kind};
-pub use secret::Secret;
+pub use secret::{Personal, Secret};

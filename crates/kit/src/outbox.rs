@@ -39,16 +39,25 @@ pub struct Event {
     pub kind: &'static str,
     pub subject: String,
     pub data: Vec<u8>,
+    /// Whose doing it is, as W3C trace context, where it is not that of the whole transaction.
+    pub traceparent: Option<String>,
 }
 
 impl Event {
     #[expect(clippy::needless_pass_by_value, reason = "an id is copied, and a borrow of it would only be in the way")]
     pub fn new(kind: &'static str, subject: impl ToString, message: &impl Message) -> Self {
-        Self { kind, subject: subject.to_string(), data: message.encode_to_vec() }
+        Self { kind, subject: subject.to_string(), data: message.encode_to_vec(), traceparent: None }
+    }
+
+    #[must_use]
+    pub fn with_traceparent(mut self, traceparent: Option<String>) -> Self {
+        self.traceparent = traceparent;
+        self
     }
 }
 
 /// Writes events in one statement, in the transaction of what they tell of. Ids are made here, in the given order.
+/// `traceparent` is of those that name none themselves.
 ///
 /// # Errors
 /// As the database.
@@ -66,19 +75,20 @@ pub async fn write(
     let kinds: Vec<&str> = events.iter().map(|event| event.kind).collect();
     let subjects: Vec<&str> = events.iter().map(|event| event.subject.as_str()).collect();
     let data: Vec<&[u8]> = events.iter().map(|event| event.data.as_slice()).collect();
+    let traces: Vec<Option<&str>> = events.iter().map(|event| event.traceparent.as_deref().or(traceparent)).collect();
     let table = schema.name();
     sqlx::query(AssertSqlSafe(format!(
         "insert into {table}.outbox (id, type, subject, data, traceparent, at)
-         select id, type, subject, data, $5, $6
-         from unnest($1::uuid[], $2::text[], $3::text[], $4::bytea[])
-           with ordinality as event (id, type, subject, data, place)
+         select id, type, subject, data, traceparent, $6
+         from unnest($1::uuid[], $2::text[], $3::text[], $4::bytea[], $5::text[])
+           with ordinality as event (id, type, subject, data, traceparent, place)
          order by place"
     )))
     .bind(ids)
     .bind(kinds)
     .bind(subjects)
     .bind(data)
-    .bind(traceparent)
+    .bind(traces)
     .bind(clock.now())
     .execute(transaction)
     .await?;

@@ -52,3 +52,6 @@ pub mod admin {
 pub mod cloudevents {
     tonic::include_proto!("io.cloudevents.v1");
 }
+
+// What a message with secrets or personal data shows of itself: see `build.rs`.
+include!(concat!(env!("OUT_DIR"), "/masks.rs"));

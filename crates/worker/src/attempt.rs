@@ -8,6 +8,7 @@ use kit::{
     Clock,
     grpc::{Credential, Peer},
     storage::Storage,
+    telemetry::{Ids, Span, span},
 };
 use parking_lot::Mutex;
 use proto::worker::{
@@ -16,6 +17,7 @@ use proto::worker::{
 use serde_json::Value;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use crate::{
     Context, Ended, Ending, Failure, Place, Registry, Run,
@@ -50,9 +52,32 @@ pub(crate) struct Bench {
 }
 
 impl Bench {
-    /// Runs an attempt in `slot` and leaves its outcome in the ledger; the slot, fit for the next.
-    pub(crate) async fn attempt(self: Arc<Self>, assignment: Assignment, orders: Orders, mut slot: Slot) -> Slot {
+    /// Runs an attempt in `slot` and leaves its outcome in the ledger; the slot, fit for the next. All that it does goes on
+    /// from where its job was submitted, and is logged under the job's ids.
+    pub(crate) async fn attempt(self: Arc<Self>, assignment: Assignment, orders: Orders, slot: Slot) -> Slot {
         let attempt = assignment.attempt.clone().unwrap_or_default();
+        let came_from = Some(assignment.traceparent.as_str()).filter(|traceparent| !traceparent.is_empty());
+        let span = span::attempt(&assignment.task, &assignment.queue, &attempt.job_id, assignment.number, came_from);
+        let ids = Ids {
+            request: Some(&assignment.request_id).filter(|id| !id.is_empty()).map(String::as_str),
+            trace: span.trace_id().as_deref(),
+            user: Some(&assignment.owner_id),
+            job: Some(&attempt.job_id),
+            attempt: Some(assignment.number),
+        }
+        .span();
+        let work = self.carried_out(assignment, attempt, orders, slot, &span).instrument(ids);
+        span.within(work).await
+    }
+
+    async fn carried_out(
+        &self,
+        assignment: Assignment,
+        attempt: AttemptRef,
+        orders: Orders,
+        mut slot: Slot,
+        span: &Span,
+    ) -> Slot {
         let run = Run {
             job_id: &attempt.job_id,
             attempt: assignment.number,
@@ -75,17 +100,16 @@ impl Bench {
         }
 
         if let Some(Err(Failure::Failed { cause: Some(cause), .. })) = &verdict.said {
-            tracing::warn!(
-                job.id = attempt.job_id,
-                job.task = assignment.task,
-                error = cause,
-                "an attempt failed on our side"
-            );
+            tracing::warn!(job.task = assignment.task, error = cause, "an attempt failed on our side");
         }
         let end = conclude(verdict, std::mem::take(&mut *written.lock()));
         let (mut outcome, mut failure_kind) = described(&end);
         if !self.ledger.end(&attempt, end) {
             (outcome, failure_kind) = ("fenced", None);
+        }
+        span.set("guildhall.outcome", outcome);
+        if outcome == "failed" {
+            span.fail(failure_kind.clone().unwrap_or_default());
         }
         let ended = Ended { outcome, failure_kind: failure_kind.as_deref(), took: started.elapsed() };
         self.hooks.each(|hooks| hooks.after_task(&run, &ended));
@@ -119,7 +143,7 @@ impl Bench {
                 jobs: self.jobs.clone(),
                 credential: self.credential.clone(),
                 attempt: attempt.clone(),
-                traceparent: (!assignment.traceparent.is_empty()).then(|| assignment.traceparent.clone()),
+                request_id: assignment.request_id.clone(),
             },
             ledger: self.ledger.clone(),
             storage: self.storage.clone(),

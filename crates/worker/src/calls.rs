@@ -25,7 +25,8 @@ pub(crate) struct Calls {
     pub(crate) jobs: Peer,
     pub(crate) credential: Credential,
     pub(crate) attempt: AttemptRef,
-    pub(crate) traceparent: Option<String>,
+    /// Of the request that submitted the job.
+    pub(crate) request_id: String,
 }
 
 type Client = AttemptsClient<Peer>;
@@ -91,8 +92,7 @@ impl Calls {
     where
         F: Future<Output = Result<Response<A>, Status>>,
     {
-        let context: Call = self.credential.call(&self.attempt.job_id).await?;
-        let context = context.with_traceparent(self.traceparent.clone());
+        let context: Call = self.credential.call(&self.request_id).await?;
         let client = AttemptsClient::new(self.jobs.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
         tokio::time::timeout(ANSWER_WITHIN, call(client, context.request_within(ANSWER_WITHIN, message)))
             .await

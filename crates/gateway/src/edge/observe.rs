@@ -1,4 +1,5 @@
-//! One log line and two metrics a request. They name the route and never the path, the address, a token or a body.
+//! One log line and two metrics a request. They name the route and never the path, the query, the address, a token or a
+//! body; whose request it was, the line carries as every line does.
 
 use axum::{
     extract::{MatchedPath, Request},
@@ -7,17 +8,13 @@ use axum::{
 };
 use tokio::time::Instant;
 
-use super::{PROBES, RequestContext};
+use super::{NO_ROUTE, PROBES};
 use crate::problem::ProblemCode;
-
-/// A path that no route has must not become a label: it is the caller's text.
-const NO_ROUTE: &str = "none";
 
 pub(super) async fn observe(request: Request, next: Next) -> Response {
     let started = Instant::now();
     let method = known(request.method());
     let route = request.extensions().get::<MatchedPath>().map_or(NO_ROUTE, |path| path.as_str()).to_owned();
-    let context = request.extensions().get::<RequestContext>().cloned().unwrap_or_default();
     let response = next.run(request).await;
 
     let elapsed = started.elapsed();
@@ -32,10 +29,8 @@ pub(super) async fn observe(request: Request, next: Next) -> Response {
 
     let code = response.extensions().get::<ProblemCode>().map(ProblemCode::code);
     let duration_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
-    let (id, trace) = (&context.id, context.traceparent.as_deref());
     if PROBES.contains(&route.as_str()) {
         tracing::debug!(
-            request.id = id,
             http.method = method,
             http.route = route,
             http.status = status,
@@ -44,8 +39,6 @@ pub(super) async fn observe(request: Request, next: Next) -> Response {
         );
     } else {
         tracing::info!(
-            request.id = id,
-            traceparent = trace,
             http.method = method,
             http.route = route,
             http.status = status,
@@ -58,7 +51,7 @@ pub(super) async fn observe(request: Request, next: Next) -> Response {
 }
 
 /// A method is the caller's text too.
-fn known(method: &http::Method) -> &'static str {
+pub(super) fn known(method: &http::Method) -> &'static str {
     match method.as_str() {
         "GET" => "GET",
         "HEAD" => "HEAD",

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
-use kit::Fail;
+use kit::{Fail, telemetry::span};
 use sqlx::{PgConnection, PgTransaction};
 use uuid::Uuid;
 
@@ -20,6 +20,7 @@ use super::{
 const BITE: i64 = 500;
 
 pub(super) async fn job(ground: &Ground, id: Uuid, by: Uuid, reason: &str) -> Result<(), Fail> {
+    let _told = span::transaction("jobs.cancel_job");
     let mut transaction = ground.pool.begin().await?;
     let row = steps::lock(&mut transaction, &[id]).await?.pop().ok_or_else(already_final)?;
     live_job(ground, transaction, row, by, reason).await
@@ -47,6 +48,7 @@ async fn live_job(
 /// more children come.
 pub(super) async fn batch(ground: &Ground, id: Uuid, by: Uuid, reason: &str) -> Result<(), Fail> {
     let now = ground.clock.now();
+    let _told = span::transaction("jobs.cancel_batch");
     let mut transaction = ground.pool.begin().await?;
     if let Some(parent) = steps::lock_parent(&mut transaction, id).await? {
         return live_job(ground, transaction, parent, by, reason).await;
@@ -69,6 +71,7 @@ pub(super) async fn batch(ground: &Ground, id: Uuid, by: Uuid, reason: &str) -> 
 }
 
 pub(super) async fn close(ground: &Ground, id: Uuid) -> Result<(), Fail> {
+    let _told = span::transaction("jobs.close_batch");
     let mut transaction = ground.pool.begin().await?;
     let aftermath = close_within(ground, &mut transaction, id, ground.clock.now()).await?;
     transaction.commit().await?;

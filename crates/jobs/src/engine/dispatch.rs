@@ -328,20 +328,23 @@ async fn claim(ground: &Ground, seat: &Seat, free: u32) -> Result<Vec<Claim>, Fa
     for claim in &claims {
         let data = events::state(claim.id, State::Running, claim.attempt, None);
         telling.job(claim.id, claim.events, claim.batch_id, "state", data);
-        word.push(outbox::Event::new(
-            "jobs.job.started",
-            claim.id,
-            &proto::events::JobChanged {
-                job_id: claim.id.to_string(),
-                owner_id: claim.owner_id.to_string(),
-                task: claim.task.clone(),
-                queue: claim.queue.clone(),
-                state: State::Running.as_str().to_owned(),
-                attempt: claim.attempt.unsigned_abs(),
-                batch_id: claim.batch_id.map(|id| id.to_string()).unwrap_or_default(),
-                error_kind: String::new(),
-            },
-        ));
+        word.push(
+            outbox::Event::new(
+                "jobs.job.started",
+                claim.id,
+                &proto::events::JobChanged {
+                    job_id: claim.id.to_string(),
+                    owner_id: claim.owner_id.to_string(),
+                    task: claim.task.clone(),
+                    queue: claim.queue.clone(),
+                    state: State::Running.as_str().to_owned(),
+                    attempt: claim.attempt.unsigned_abs(),
+                    batch_id: claim.batch_id.map(|id| id.to_string()).unwrap_or_default(),
+                    error_kind: String::new(),
+                },
+            )
+            .with_traceparent(claim.traceparent.clone()),
+        );
         let waited = (now - claim.run_at).to_std().unwrap_or_default();
         metrics::histogram!("guildhall_job_wait_seconds", "queue" => claim.queue.clone()).record(waited.as_secs_f64());
     }

@@ -173,7 +173,8 @@ pub(crate) async fn settle(
             let is_cancelled = row.cancel_asked_at.is_some();
             if is_cancelled { "cancelled" } else { "finished" }.clone_into(&mut row.state);
             row.finished_at = Some(now);
-            word.push(finished_event(row));
+            let traceparent = change.request.as_ref().and_then(|(_, traceparent)| traceparent.clone());
+            word.push(finished_event(row).with_traceparent(traceparent));
             if let Some(parent) = row.parent_job_id {
                 over.push((row.id, parent, is_cancelled, finalized.cloned()));
             }

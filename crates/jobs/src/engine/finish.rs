@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
-use kit::Fail;
+use kit::{Fail, telemetry::span::Shared};
 use proto::worker::WrittenFile;
 use sqlx::PgConnection;
 use tracing::info;
@@ -77,6 +77,7 @@ pub(crate) struct Outcome {
 /// As the database; nothing is done then.
 pub(crate) async fn finish(ground: &Ground, outcomes: Vec<Outcome>) -> Result<Vec<bool>, Fail> {
     let now = ground.clock.now();
+    let shared = Shared::begin();
     let mut transaction = ground.pool.begin().await?;
     let ids: Vec<Uuid> = outcomes.iter().map(|outcome| outcome.job).collect();
     let mut rows: HashMap<Uuid, Row> =
@@ -113,8 +114,11 @@ pub(crate) async fn finish(ground: &Ground, outcomes: Vec<Outcome>) -> Result<Ve
     }
     files::make_whole_for_attempts(&mut transaction, &written, now).await?;
     files::doom_for_attempts(&mut transaction, &doomed).await?;
+    let callers: Vec<_> =
+        shared.is_told().then(|| steps.iter().map(|step| step.row.traceparent.clone()).collect()).unwrap_or_default();
     let aftermath = steps::carry_out(ground, &mut transaction, steps, changes, Telling::default(), now).await?;
     transaction.commit().await?;
+    shared.end("jobs.finish", callers.iter().map(Option::as_deref));
     ground.after(&aftermath);
     Ok(accepted)
 }

@@ -10,6 +10,7 @@ mod finish;
 mod group;
 mod history;
 mod live;
+mod measure;
 mod progress;
 mod reconcile;
 mod states;
@@ -140,6 +141,7 @@ impl Engine {
         });
         dispatch::start(&ground, &finisher, tasks);
         sweeps::start(&ground, &finisher, tasks);
+        measure::start(&ground, tasks);
         wakes::start(&ground, tasks);
         Ok(Self { ground, finisher, noter })
     }

@@ -332,7 +332,8 @@ fn tell(step: &Step, telling: &mut Telling, word: &mut Vec<outbox::Event>) {
         }
         State::Queued | State::Running | State::Suspended | State::Cancelling => return,
     };
-    word.push(outbox::Event::new(kind, row.id, &changed(row, step.next, step.error.as_ref())));
+    let event = outbox::Event::new(kind, row.id, &changed(row, step.next, step.error.as_ref()));
+    word.push(event.with_traceparent(row.traceparent.clone()));
 }
 
 /// The event data of a job's change.

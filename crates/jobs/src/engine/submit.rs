@@ -141,23 +141,25 @@ pub(crate) async fn insert(
         let state = state(job);
         telling.job(job.id, 1, job.place.batch(), "state", events::state(job.id, state, 0, None));
         *enqueued.entry((&job.queue, &job.task)).or_default() += 1;
-        word.push(outbox::Event::new(
-            "jobs.job.submitted",
-            job.id,
-            &proto::events::JobChanged {
-                job_id: job.id.to_string(),
-                owner_id: job.owner_id.to_string(),
-                task: job.task.clone(),
-                queue: job.queue.clone(),
-                state: state.as_str().to_owned(),
-                attempt: 0,
-                batch_id: job.place.batch().map(|id| id.to_string()).unwrap_or_default(),
-                error_kind: String::new(),
-            },
-        ));
+        word.push(
+            outbox::Event::new(
+                "jobs.job.submitted",
+                job.id,
+                &proto::events::JobChanged {
+                    job_id: job.id.to_string(),
+                    owner_id: job.owner_id.to_string(),
+                    task: job.task.clone(),
+                    queue: job.queue.clone(),
+                    state: state.as_str().to_owned(),
+                    attempt: 0,
+                    batch_id: job.place.batch().map(|id| id.to_string()).unwrap_or_default(),
+                    error_kind: String::new(),
+                },
+            )
+            .with_traceparent(job.traceparent.clone()),
+        );
     }
-    let traceparent = jobs.first().and_then(|job| job.traceparent.as_deref());
-    outbox::write(conn, SCHEMA, &word, clock, traceparent).await?;
+    outbox::write(conn, SCHEMA, &word, clock, None).await?;
     for ((queue, task), count) in enqueued {
         metrics::counter!("guildhall_jobs_enqueued_total", "queue" => queue.to_owned(), "task" => task.to_owned())
             .increment(count);

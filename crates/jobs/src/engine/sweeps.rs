@@ -34,13 +34,11 @@ const STOOD_STILL: TimeDelta = TimeDelta::seconds(5);
 const PROMOTE_EVERY: Duration = Duration::from_millis(200);
 const LEASES_EVERY: Duration = Duration::from_secs(1);
 const CANCELS_EVERY: Duration = Duration::from_secs(2);
-const MEASURE_EVERY: Duration = Duration::from_secs(5);
 const RECONCILE_EVERY: Duration = Duration::from_secs(30);
 const TIDY_EVERY: Duration = Duration::from_secs(600);
 
 pub(super) fn start(ground: &Arc<Ground>, finisher: &Group<Outcome, bool>, tasks: &Tasks) {
     every(ground, tasks, "jobs.promote", PROMOTE_EVERY, |ground| async move { promote(&ground).await });
-    every(ground, tasks, "jobs.measure", MEASURE_EVERY, |ground| async move { measure(&ground).await });
     every(ground, tasks, "jobs.reconcile", RECONCILE_EVERY, |ground| async move { reconcile::run(&ground).await });
     every(ground, tasks, "jobs.tidy", TIDY_EVERY, |ground| async move { tidy(&ground).await });
     let door = finisher.clone();
@@ -230,44 +228,6 @@ async fn send_stops(ground: &Ground) -> Result<(), Fail> {
         });
         // One worker that does not read must not keep the others waiting; what finds no room is sent again.
         seat.try_send(to_worker::Message::Stop(Stop { items: items.collect() }));
-    }
-    Ok(())
-}
-
-/// Depths, ages and workers, for the metrics page.
-async fn measure(ground: &Ground) -> Result<(), Fail> {
-    let now = ground.clock.now();
-    let depths = sqlx::query!(
-        r#"select queue.name, state.name as "state!", count(job.id) as "depth!",
-             min(job.run_at) filter (where job.state = 'queued') as oldest
-           from jobs.queue
-           cross join unnest(array['scheduled', 'queued', 'running', 'suspended', 'cancelling']) as state (name)
-           left join jobs.job on job.queue = queue.name and job.state = state.name
-           group by queue.name, state.name"#,
-    )
-    .fetch_all(&ground.pool)
-    .await?;
-    for row in depths {
-        #[expect(clippy::cast_precision_loss, reason = "a gauge is a double")]
-        metrics::gauge!("guildhall_queue_depth", "queue" => row.name.clone(), "state" => row.state.clone())
-            .set(row.depth as f64);
-        if row.state == "queued" {
-            let age = row.oldest.map_or(0.0, |oldest| (now - oldest).as_seconds_f64());
-            metrics::gauge!("guildhall_queue_oldest_seconds", "queue" => row.name).set(age.max(0.0));
-        }
-    }
-    let workers = sqlx::query!(
-        r#"select profile, count(*) filter (where not is_draining) as "ready!", count(*) filter (where is_draining) as "draining!"
-           from jobs.worker
-           group by profile"#,
-    )
-    .fetch_all(&ground.pool)
-    .await?;
-    for row in workers {
-        for (state, count) in [("ready", row.ready), ("draining", row.draining)] {
-            #[expect(clippy::cast_precision_loss, reason = "a gauge is a double")]
-            metrics::gauge!("guildhall_workers", "profile" => row.profile.clone(), "state" => state).set(count as f64);
-        }
     }
     Ok(())
 }

@@ -8,7 +8,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
-use kit::{Fail, grpc::IdempotencyKey, idempotency};
+use kit::{Fail, grpc::IdempotencyKey, idempotency, telemetry::span};
 use proto::jobs::{
     CompleteFilesRequest, CompleteFilesResponse, CompletedFile, ExtendFilesRequest, File, ReserveFilesRequest,
     ReserveFilesResponse, ReservedFile,
@@ -60,6 +60,7 @@ pub(super) async fn begin(core: &Core, owner: Uuid, asked: &ReserveFilesRequest)
     if asked.names.is_empty() {
         return Err(Fail::invalid("files.no_names", "An upload begins with at least one file."));
     }
+    let _told = span::transaction("jobs.reserve_upload");
     let mut transaction = core.pool.begin().await?;
     let left_bytes = quota_left(core, &mut transaction, owner).await?;
     let upload = Upload { id: core.clock.new_id(), owner };
@@ -75,6 +76,7 @@ pub(super) async fn begin(core: &Core, owner: Uuid, asked: &ReserveFilesRequest)
 /// `files.upload_not_found` (404), `files.too_many` (422), `files.quota_exceeded` (413).
 pub(super) async fn extend(core: &Core, asked: &ExtendFilesRequest) -> Result<ReserveFilesResponse, Fail> {
     let upload = Upload::of(core, &asked.ticket)?;
+    let _told = span::transaction("jobs.extend_upload");
     let mut transaction = core.pool.begin().await?;
     let left_bytes = quota_left(core, &mut transaction, upload.owner).await?;
     let held = sqlx::query!(
@@ -159,6 +161,7 @@ pub(super) async fn complete(
 ) -> Result<CompleteFilesResponse, Fail> {
     let upload = Upload::of(core, &asked.ticket)?;
     let now = core.clock.now();
+    let _told = span::transaction("jobs.complete_upload");
     let transaction = core.pool.begin().await?;
     let effect_core = Arc::clone(core);
     let (answer, is_replayed) = idempotency::once(transaction, SCHEMA, upload.owner, key, now, move |conn| {

@@ -1,4 +1,4 @@
-//! What travels with every call: whose it is, the request it belongs to, and its idempotency key.
+//! What travels with every call: whose it is, the request it belongs to, where that came from, and its idempotency key.
 
 use std::{str::FromStr, time::Duration};
 
@@ -7,12 +7,22 @@ use tokio::time::Instant;
 use tonic::metadata::{Ascii, MetadataKey, MetadataMap, MetadataValue};
 
 use super::deadline;
-use crate::{Fail, Secret, identity::Caller};
+use crate::{
+    Fail, Secret,
+    identity::Caller,
+    telemetry::context::{TRACEPARENT, is_traceparent},
+};
 
 const REQUEST_ID: &str = "x-request-id";
-const TRACEPARENT: &str = "traceparent";
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
 const IDEMPOTENCY_DIGEST: &str = "idempotency-digest";
+const REMOTE_ADDRESS: &str = "x-remote-address";
+const USER_AGENT: &str = "x-user-agent";
+
+/// An IPv6 address with its zone fits.
+const REMOTE_ADDRESS_CHARS_MAX: usize = 64;
+/// Longest kept of what a client says about itself, in characters.
+const USER_AGENT_CHARS_MAX: usize = 256;
 
 /// A caller's idempotency key, with the SHA-256 of the body it came with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +43,11 @@ pub struct Call {
     pub idempotency: Option<IdempotencyKey>,
     /// When the caller stops waiting; [`request`](Self::request) tells the next role what is left of it.
     pub deadline: Option<Instant>,
+    /// Where the person or program is that asked, as the gateway saw it, at most 64 characters. Empty for what did not come
+    /// through it. Whoever calls a role directly says what it likes here: it is for telling, and decides on no permission.
+    pub remote_address: String,
+    /// What the asking program says of itself, at most 256 characters. As much to be believed.
+    pub user_agent: String,
     token: Option<Secret>,
 }
 
@@ -56,6 +71,12 @@ impl Call {
     #[must_use]
     pub fn with_idempotency(mut self, key: Option<IdempotencyKey>) -> Self {
         self.idempotency = key;
+        self
+    }
+
+    #[must_use]
+    pub fn with_origin(mut self, remote_address: impl Into<String>, user_agent: impl Into<String>) -> Self {
+        (self.remote_address, self.user_agent) = (remote_address.into(), user_agent.into());
         self
     }
 
@@ -99,6 +120,11 @@ impl Call {
         if let Some(traceparent) = &self.traceparent {
             put(metadata, TRACEPARENT, traceparent);
         }
+        for (name, told) in [(REMOTE_ADDRESS, &self.remote_address), (USER_AGENT, &self.user_agent)] {
+            if !told.is_empty() {
+                put(metadata, name, told);
+            }
+        }
         if let Some(idempotency) = &self.idempotency {
             put(metadata, IDEMPOTENCY_KEY, &idempotency.key);
             put(metadata, IDEMPOTENCY_DIGEST, &BASE64_STANDARD_NO_PAD.encode(idempotency.digest));
@@ -120,6 +146,10 @@ impl Call {
 
     pub(super) fn read(headers: &http::HeaderMap, caller: Option<Caller>) -> Result<Self, Fail> {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        // Header values that are text hold no control characters but the tab.
+        let bounded = |name: &str, chars_max| -> String {
+            text(name).unwrap_or_default().chars().filter(|c| !c.is_control()).take(chars_max).collect()
+        };
         let idempotency = match (text(IDEMPOTENCY_KEY), text(IDEMPOTENCY_DIGEST)) {
             (Some(key), Some(digest)) => {
                 let digest = BASE64_STANDARD_NO_PAD.decode(digest).ok().and_then(|bytes| bytes.try_into().ok());
@@ -133,9 +163,11 @@ impl Call {
         Ok(Self {
             caller,
             request_id: text(REQUEST_ID).unwrap_or_default(),
-            traceparent: text(TRACEPARENT),
+            traceparent: text(TRACEPARENT).filter(|text| is_traceparent(text)),
             idempotency,
             deadline: None,
+            remote_address: bounded(REMOTE_ADDRESS, REMOTE_ADDRESS_CHARS_MAX),
+            user_agent: bounded(USER_AGENT, USER_AGENT_CHARS_MAX),
             token,
         })
     }

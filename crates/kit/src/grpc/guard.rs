@@ -11,10 +11,12 @@ use std::{
 use proto::{METHODS, Need};
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
+use tracing::Instrument as _;
 
 use super::{
     call::{Call, unauthenticated},
     deadline,
+    observe::Served,
 };
 use crate::identity::Verifier;
 
@@ -85,13 +87,15 @@ where
         let mut inner = std::mem::replace(&mut self.inner, next);
         Box::pin(async move {
             let path = request.uri().path().to_owned();
-            let started = tokio::time::Instant::now();
+            let served = Served::begin(&path, request.headers());
             let deadline = deadline::read(request.headers());
             let answer = async {
-                match guard.admit(&path, request.headers()).await {
+                match served.span().within(guard.admit(&path, request.headers())).await {
                     Ok(call) => {
-                        request.extensions_mut().insert(call.with_deadline(deadline));
-                        inner.call(request).await
+                        let mut call = call.with_deadline(deadline);
+                        let ids = served.admitted(&mut call);
+                        request.extensions_mut().insert(call);
+                        served.span().within(inner.call(request).instrument(ids)).await
                     }
                     Err(status) => Ok(status.into_http()),
                 }
@@ -100,19 +104,7 @@ where
                 Ok(response) => response?,
                 Err(over) => over.into_http(),
             };
-            observe(&path, started, &response);
-            Ok(deadline::cut(response, deadline))
+            Ok(served.end(deadline::cut(response, deadline)))
         })
     }
-}
-
-/// Counts the call by its method and status. A status that comes in trailers, after a body, is not seen here and counts
-/// as `0` (ok): streams count when they open.
-fn observe(path: &str, started: tokio::time::Instant, response: &http::Response<Body>) {
-    // An unknown path must not become a label: it is the caller's text.
-    let method = METHODS.iter().find(|method| method.path == path).map_or("unknown", |method| method.path);
-    let code = response.headers().get("grpc-status").and_then(|value| value.to_str().ok()).unwrap_or("0").to_owned();
-    metrics::counter!("guildhall_grpc_requests_total", "method" => method, "code" => code).increment(1);
-    metrics::histogram!("guildhall_grpc_request_duration_seconds", "method" => method)
-        .record(started.elapsed().as_secs_f64());
 }

@@ -15,6 +15,7 @@ use tower::{BoxError, Layer as _, Service, ServiceExt as _};
 use super::{
     Guard,
     guard::Guarded,
+    observe::Sent,
     remote::{Origin, Remote},
 };
 use crate::{Fail, tasks::Tasks, tls::Tls};
@@ -89,13 +90,15 @@ impl Service<http::Request<Body>> for Peer {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        match &self.0 {
+    fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
+        let sent = Sent::begin(&mut request);
+        let answer: Self::Future = match &self.0 {
             Way::Local(service) => {
                 let answer = service.clone().oneshot(request);
                 Box::pin(async move { Ok(answer.await.unwrap_or_else(|never: Infallible| match never {})) })
             }
             Way::Remote(remote) => remote.clone().call(request),
-        }
+        };
+        if sent.is_told() { Box::pin(sent.until_answered(answer)) } else { answer }
     }
 }

@@ -22,6 +22,7 @@ use crate::{
     crash_point,
     db::Schema,
     tasks::Tasks,
+    telemetry::{Span, span},
 };
 
 /// Rows that are read, published and marked together.
@@ -69,6 +70,8 @@ struct Group {
     generation: i64,
     seqs: Vec<i64>,
     messages: Vec<Message>,
+    /// Of those that belong to a trace: they end with the group, when the bus has said what became of it.
+    spans: Vec<Span>,
 }
 
 impl Relay {
@@ -249,7 +252,7 @@ impl Rows<'_> {
         .await?;
         let mut group = Group::default();
         for row in found {
-            let event = Event {
+            let mut event = Event {
                 id: row.try_get("id")?,
                 kind: row.try_get("type")?,
                 source: source(table),
@@ -258,6 +261,12 @@ impl Rows<'_> {
                 traceparent: row.try_get("traceparent")?,
                 data: row.try_get::<Vec<u8>, _>("data")?.into(),
             };
+            if let Some(traceparent) = &mut event.traceparent {
+                let span = span::publish(&event.kind, event.id, traceparent);
+                // Consumers go on from the publishing.
+                *traceparent = span.traceparent().unwrap_or(std::mem::take(traceparent));
+                group.spans.push(span);
+            }
             group.generation = row.try_get("generation")?;
             group.seqs.push(row.try_get("seq")?);
             group.messages.push(Message {
