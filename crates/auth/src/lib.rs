@@ -44,7 +44,7 @@ use sqlx::{PgPool, migrate::Migrator};
 use tonic::service::Routes;
 
 pub use first_admin::{FirstAdmin, new_password};
-pub use service_keys::new_service_key;
+pub use service_keys::{is_service_key, new_service_key};
 pub use settings::Settings;
 
 /// The service's place in the database.

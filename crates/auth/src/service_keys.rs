@@ -23,6 +23,11 @@ pub fn new_service_key() -> Result<Secret, Fail> {
     Ok(Secret::new(format!("{PREFIX}{}_{secret}", id.simple())))
 }
 
+/// Whether a text is written like a key, which says nothing of what it is worth.
+pub fn is_service_key(text: &Secret) -> bool {
+    id_of(text.expose()).is_some()
+}
+
 #[tonic::async_trait]
 impl ServiceKeys for Auth {
     async fn exchange(&self, request: Request<ExchangeServiceKeyRequest>) -> Result<Response<ServiceToken>, Status> {

@@ -2,8 +2,8 @@
 //!
 //! [`settings!`](crate::settings) declares a struct whose fields each have a doc comment and a default. The field
 //! `http_listen` is the key `http_listen` of the file and the variable `GUILDHALL_HTTP_LISTEN`; a variable wins over the
-//! file, and `GUILDHALL_HTTP_LISTEN_FILE` names a file that holds the value, as secrets are mounted. The same
-//! declarations print the commented default file.
+//! file, and `GUILDHALL_HTTP_LISTEN_FILE` names a file that holds the value, as secrets are mounted; a setting whose own
+//! name ends in `_file` is the path itself. The same declarations print the commented default file.
 
 mod value;
 
@@ -30,6 +30,8 @@ pub struct Field {
 #[derive(Debug, Default)]
 pub struct Source {
     said: BTreeMap<String, Said>,
+    /// Of variables that end in `_FILE`, by the rest of their names: variable and path.
+    from_files: BTreeMap<String, (String, String)>,
     faults: Vec<String>,
     known: BTreeSet<&'static str>,
 }
@@ -56,7 +58,7 @@ impl Source {
 
     /// Whether `name` was said at all, by file or variable.
     pub fn says(&self, name: &str) -> bool {
-        self.said.contains_key(name)
+        self.said.contains_key(name) || self.from_files.contains_key(name)
     }
 
     /// Where `name` was said: `GUILDHALL_HTTP_LISTEN`, or `http_listen in guildhall.toml`.
@@ -67,6 +69,7 @@ impl Source {
     /// Takes one setting, or notes what is wrong with it and takes its default.
     pub fn take<T: Value>(&mut self, field: &'static Field) -> T {
         self.known.insert(field.name);
+        self.look_into_file(field.name);
         if let Some(said) = self.said.get(field.name) {
             match T::parse(&said.text) {
                 Ok(value) => return value,
@@ -83,6 +86,9 @@ impl Source {
 
     /// Every fault there is, unknown settings among them; none is a good configuration.
     pub fn into_faults(mut self) -> Vec<String> {
+        for (variable, _) in self.from_files.values() {
+            self.faults.push(format!("{variable}: there is no such setting"));
+        }
         for (name, said) in &self.said {
             if !self.known.contains(name.as_str()) {
                 self.faults.push(format!("{}: there is no such setting", said.place));
@@ -114,7 +120,6 @@ impl Source {
     }
 
     fn read_variables(&mut self, variables: impl IntoIterator<Item = (String, String)>) {
-        let mut from_files = Vec::new();
         for (variable, text) in variables {
             let Some(name) = variable.strip_prefix(PREFIX).map(str::to_ascii_lowercase) else { continue };
             // The client's own, and those of `./dev` and the tests.
@@ -124,21 +129,30 @@ impl Source {
                 continue;
             }
             match name.strip_suffix("_file") {
-                Some(stem) => from_files.push((stem.to_owned(), variable, text)),
+                Some(stem) => drop(self.from_files.insert(stem.to_owned(), (variable, text))),
                 None => drop(self.said.insert(name, Said { text, place: variable })),
             }
         }
-        for (stem, variable, path) in from_files {
-            match std::fs::read_to_string(&path) {
-                Ok(text) => {
-                    let text = text.trim_end_matches(['\r', '\n']).to_owned();
-                    if self.said.get(&stem).is_some_and(|said| said.place.starts_with(PREFIX)) {
-                        self.faults.push(format!("{variable}: its value is given twice, directly and by file"));
-                    }
-                    self.said.insert(stem, Said { text, place: variable });
+    }
+
+    /// Takes what a variable ending in `_FILE` says about the setting `name`.
+    fn look_into_file(&mut self, name: &str) {
+        if let Some(stem) = name.strip_suffix("_file")
+            && let Some((variable, path)) = self.from_files.remove(stem)
+        {
+            // The setting is a path, and no other that holds it is meant.
+            self.said.insert(name.to_owned(), Said { text: path, place: variable });
+        }
+        let Some((variable, path)) = self.from_files.remove(name) else { return };
+        match std::fs::read_to_string(&path) {
+            Ok(text) => {
+                let text = text.trim_end_matches(['\r', '\n']).to_owned();
+                if self.said.get(name).is_some_and(|said| said.place.starts_with(PREFIX)) {
+                    self.faults.push(format!("{variable}: its value is given twice, directly and by file"));
                 }
-                Err(error) => self.faults.push(format!("{variable}: {path} cannot be read: {error}")),
+                self.said.insert(name.to_owned(), Said { text, place: variable });
             }
+            Err(error) => self.faults.push(format!("{variable}: {path} cannot be read: {error}")),
         }
     }
 }
@@ -226,6 +240,8 @@ mod tests {
             key: Option<Secret> = "",
             /// Origins.
             origins: Vec<String> = "",
+            /// A path.
+            cert_file: Option<std::path::PathBuf> = "",
         }
     }
 
@@ -249,7 +265,8 @@ mod tests {
         assert_eq!(sample.listen.port(), 2);
         assert_eq!(sample.file_bytes_max, Bytes(5));
         assert_eq!(sample.origins, ["a", "b"]);
-        let shown = [("listen", "127.0.0.1:2"), ("file_bytes_max", "5"), ("key", ""), ("origins", "a,b")];
+        let shown =
+            [("listen", "127.0.0.1:2"), ("file_bytes_max", "5"), ("key", ""), ("origins", "a,b"), ("cert_file", "")];
         assert_eq!(sample.values(), shown.map(|(name, value)| (name, value.to_owned())));
         assert!(sample.key.is_none());
     }
@@ -279,6 +296,15 @@ mod tests {
         assert_eq!(faults, Vec::<String>::new());
         assert_eq!(sample.key.as_ref().map(|key| key.expose().as_str()), Some("hush"));
         assert!(!format!("{sample:?}{:?}", sample.values()).contains("hush"));
+    }
+
+    #[test]
+    fn a_setting_that_is_a_path_is_not_read_from_it() {
+        let (sample, faults) = read("", &[("GUILDHALL_CERT_FILE", "/does/not/exist")]);
+        assert_eq!(faults, Vec::<String>::new());
+        assert_eq!(sample.cert_file, Some("/does/not/exist".into()));
+        let (_, faults) = read("", &[("GUILDHALL_COLOUR_FILE", "/does/not/exist")]);
+        assert_eq!(faults, ["GUILDHALL_COLOUR_FILE: there is no such setting"]);
     }
 
     #[test]

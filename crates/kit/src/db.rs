@@ -13,7 +13,7 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
-use crate::Fail;
+use crate::{Fail, Kind};
 
 /// A service's place in the database: its schema, and what its role's name ends in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +70,45 @@ pub async fn migrate(url: &str, schema: Schema, migrator: &Migrator) -> Result<(
     migrator.run(&mut connection).await.map_err(Fail::internal)?;
     connection.close().await?;
     Ok(())
+}
+
+/// Refuses a service's schema that lacks a migration of this version. One that has more is a newer version's, which keeps
+/// to what this one needs.
+///
+/// # Errors
+/// `config.schema` with the way out; `database_unavailable`.
+pub async fn check(url: &str, schema: Schema, migrator: &Migrator) -> Result<(), Fail> {
+    let options = options(url, "check")?;
+    let role = quoted(&role_name(&options, schema));
+    let mut connection = PgConnection::connect_with(&options).await?;
+    let applied = async {
+        connection.execute(AssertSqlSafe(format!("set role {role}"))).await?;
+        let sql = format!("select version from {}._sqlx_migrations where success", schema.name());
+        sqlx::query_scalar::<_, i64>(AssertSqlSafe(sql)).fetch_all(&mut connection).await
+    };
+    let applied = match applied.await {
+        Ok(applied) => applied,
+        // There is no such role (22023 from `set role`), schema or table: nothing was ever applied.
+        Err(sqlx::Error::Database(error))
+            if error.code().is_some_and(|code| ["22023", "3F000", "42P01"].contains(&code.as_ref())) =>
+        {
+            Vec::new()
+        }
+        Err(error) => return Err(error.into()),
+    };
+    connection.close().await?;
+    match migrator.iter().find(|migration| !applied.contains(&migration.version)) {
+        None => Ok(()),
+        Some(missing) => Err(Fail::new(
+            Kind::Conflict,
+            "config.schema",
+            format!(
+                "The schema `{}` is older than this version: it lacks the migration {:04}. Run `guildhall migrate` first.",
+                schema.name(),
+                missing.version
+            ),
+        )),
+    }
 }
 
 /// A database server as it answers, for readiness and for `doctor`.

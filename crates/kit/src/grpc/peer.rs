@@ -69,6 +69,13 @@ impl Peer {
             Way::Remote(remote) => remote.is_connected(),
         }
     }
+
+    /// Waits until calls have somewhere to go.
+    pub async fn connected(&self) {
+        if let Way::Remote(remote) = &self.0 {
+            remote.connected().await;
+        }
+    }
 }
 
 impl fmt::Debug for Peer {

@@ -54,6 +54,12 @@ impl Remote {
         self.lines.borrow().iter().any(|line| line.is_open())
     }
 
+    pub(super) async fn connected(&self) {
+        let is_there = |lines: &Vec<Arc<Line>>| lines.iter().any(|line| line.is_open());
+        // The sender lives as long as this does.
+        drop(self.lines.subscribe().wait_for(is_there).await);
+    }
+
     pub(super) fn call(
         self: Arc<Self>,
         request: Request<Body>,
