@@ -3,24 +3,28 @@
 //! gRPC, and knows nothing that the contract does not tell everybody.
 //!
 //! - the way there: `api` (requests, refusals), `tokens` and `session` (who we are), `events` (live streams)
-//! - the nouns: `sign_in`, `job`, `batch`, `file`, and the small ones in `lists`
+//! - the nouns: `sign_in`, `job`, `batch`, `file`, `user`, `audit`, `parked`, `health`, and the small ones in `lists`
 //! - the terminal: `screen`, `live` (bars), `table`, `words`, `interrupt` (Ctrl-C)
 
 mod api;
 mod args;
+mod audit;
 pub(crate) mod batch;
 mod error;
 mod events;
 mod file;
+mod health;
 mod interrupt;
 mod job;
 mod lists;
 mod live;
+mod parked;
 mod screen;
 mod session;
 mod sign_in;
 mod table;
 mod tokens;
+mod user;
 mod words;
 
 use std::process::ExitCode;
@@ -37,7 +41,8 @@ use screen::Screen;
 enum Outcome {
     /// Exit code 0.
     Done,
-    /// It was told to the end, and it did not go well: a watched job failed, a model of a batch did. Exit code 1.
+    /// It was told to the end, and it did not go well: a watched job failed, a model of a batch did, a process is not
+    /// well. Exit code 1.
     WentBadly,
     /// It was cancelled at Ctrl-C and watched to its end. Exit code 130.
     CalledOff,
@@ -68,6 +73,10 @@ fn common(command: &ClientCommand) -> &Common {
         ClientCommand::Task(args) => &args.common,
         ClientCommand::Queue(args) => &args.common,
         ClientCommand::Worker(args) => &args.common,
+        ClientCommand::User(args) => &args.common,
+        ClientCommand::Audit(args) => &args.common,
+        ClientCommand::Event(args) => &args.common,
+        ClientCommand::Health(args) => &args.common,
     }
 }
 
@@ -81,6 +90,10 @@ async fn dispatch(command: ClientCommand, screen: &Screen) -> Result<Outcome, Er
         ClientCommand::Task(args) => lists::tasks(&args, screen).await,
         ClientCommand::Queue(args) => lists::queues(&args, screen).await,
         ClientCommand::Worker(args) => lists::workers(&args, screen).await,
+        ClientCommand::User(args) => user::run(&args, screen).await,
+        ClientCommand::Audit(args) => audit::run(&args, screen).await,
+        ClientCommand::Event(args) => parked::run(&args, screen).await,
+        ClientCommand::Health(args) => health::run(&args, screen).await,
     }
 }
 

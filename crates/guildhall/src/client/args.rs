@@ -1,9 +1,15 @@
 //! What the client commands take. The help that `--help` prints is written here, and nowhere else.
 
+mod administration;
+
 use std::path::PathBuf;
 
 use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
+
+pub(crate) use administration::{
+    AuditArgs, AuditList, AuditVerb, EventArgs, EventVerb, HealthArgs, ParkedList, UserArgs, UserList, UserVerb,
+};
 
 /// The commands that talk to a running Guildhall.
 #[derive(Debug, Subcommand)]
@@ -24,6 +30,14 @@ pub(crate) enum ClientCommand {
     Queue(QueueArgs),
     /// Show the workers that are connected
     Worker(WorkerArgs),
+    /// Find users, let them in or keep them out, and give them roles
+    User(UserArgs),
+    /// Read who did what
+    Audit(AuditArgs),
+    /// Show the events that could not be handled, and hand them to their consumers again
+    Event(EventArgs),
+    /// Show how every process fares; ends with 1 when not all is well
+    Health(HealthArgs),
 }
 
 /// What every client command takes.

@@ -1,4 +1,4 @@
-//! Tables that fit: columns as wide as what stands in them, one of them giving way when the terminal is narrow.
+//! Tables that fit: columns as wide as what stands in them, some of them giving way when the terminal is narrow.
 
 use console::{measure_text_width, pad_str, truncate_str};
 
@@ -35,7 +35,7 @@ impl Column {
 
 /// What stands in one place of a table.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Cell(String, Tone);
+pub(super) struct Cell(pub(super) String, pub(super) Tone);
 
 impl Cell {
     pub(super) fn new(text: impl AsRef<str>, tone: Tone) -> Self {
@@ -91,9 +91,13 @@ impl Table {
         let mut widths: Vec<usize> = self.columns.iter().enumerate().map(widest).collect();
         if let Some(terminal) = terminal {
             let whole = widths.iter().sum::<usize>() + GAP.len() * widths.len().saturating_sub(1);
-            let excess = whole.saturating_sub(terminal);
-            if let Some(place) = self.columns.iter().position(|column| column.is_flexible) {
-                widths[place] = widths[place].saturating_sub(excess).max(FLEXIBLE_MIN.min(widths[place]));
+            for _ in 0..whole.saturating_sub(terminal) {
+                // The widest gives way first, so that all that are cut are cut alike.
+                let flexible = (0..widths.len()).filter(|place| self.columns[*place].is_flexible);
+                match flexible.filter(|place| widths[*place] > FLEXIBLE_MIN).max_by_key(|place| widths[*place]) {
+                    Some(place) => widths[place] -= 1,
+                    None => break,
+                }
             }
         }
         widths
@@ -142,6 +146,15 @@ mod tests {
             assert!(table.lines().all(|line| measure_text_width(line) <= width), "{table}");
             assert!(table.contains("a-rat") && table.contains("jpeg"), "{table}");
         }
+    }
+
+    #[test]
+    fn columns_that_give_way_are_cut_alike() {
+        let mut table = Table::new([Column::flexible("by"), Column::left("is"), Column::flexible("on")]);
+        table.row(["0123456789012345678901234567890123456789".into(), "done".into(), "01234567890123456789".into()]);
+        assert_eq!(table.widths(Some(40)), [16, 4, 16]);
+        assert_eq!(table.widths(Some(60)), [32, 4, 20]);
+        assert_eq!(table.widths(Some(20)), [12, 4, 12]);
     }
 
     #[test]

@@ -2,6 +2,8 @@
 //! keys, jobs, one batch of scripted events, live streams that resume. It answers at once and keeps no clock: a stream
 //! that has told all it knows ends, or, when the script says so, waits for what a test does next.
 
+mod admin;
+
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
     io,
@@ -19,6 +21,8 @@ use axum::{
 use futures::stream;
 use serde_json::{Value, json};
 use tokio::sync::{oneshot, watch};
+
+pub(crate) use admin::{ADA, BOB, PARKED};
 
 pub(crate) const EMAIL: &str = "ada@example.org";
 pub(crate) const PASSWORD: &str = "correct horse battery";
@@ -48,6 +52,7 @@ pub(crate) struct Script {
     /// `Last-Event-ID` of each connection to the batch's stream.
     pub(crate) resumed: Vec<Option<String>>,
     pub(crate) cancelled: Vec<String>,
+    pub(crate) admin: admin::Admin,
 
     access: HashSet<String>,
     refresh: String,
@@ -117,6 +122,11 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
     }
     if !shared.script.lock().unwrap().is_signed_in(&headers) {
         return problem(StatusCode::UNAUTHORIZED, "auth.unauthenticated", "Sign in first.", &json!([]));
+    }
+    if let Some(path) = path.strip_prefix("admin/") {
+        let query = request.uri().query().unwrap_or_default().to_owned();
+        let body = body(request).await;
+        return shared.script.lock().unwrap().admin.answer(&method, path, &query, body);
     }
     match (&method, segments.as_slice()) {
         (&Method::POST, ["files"]) => upload(&shared, request).await,
