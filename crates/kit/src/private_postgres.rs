@@ -29,7 +29,7 @@ use tokio::sync::watch;
 
 use crate::private_server::account::Account;
 use crate::private_server::home::{self, Home};
-use crate::private_server::keeper::Keeper;
+use crate::private_server::keeper::{Keeper, Restart};
 pub use crate::private_server::PlaceError;
 use crate::private_server::Product;
 
@@ -135,7 +135,19 @@ impl PrivatePostgres {
     /// # Errors
     /// [`StartError`], each with a sentence that says the way out.
     pub async fn start(options: Options) -> Result<Self, StartError> {
-        let (keeper, places) = Keeper::start(&POSTGRES, move || prepare(&options)).await?;
+        Self::start_with(options, Restart::FewTimes).await
+    }
+
+    /// As [`PrivatePostgres::start`], and however often it dies, it is started again.
+    ///
+    /// # Errors
+    /// As [`PrivatePostgres::start`].
+    pub async fn start_lasting(options: Options) -> Result<Self, StartError> {
+        Self::start_with(options, Restart::Always).await
+    }
+
+    async fn start_with(options: Options, restart: Restart) -> Result<Self, StartError> {
+        let (keeper, places) = Keeper::start(POSTGRES.name, move || prepare(&options, restart)).await?;
         let started = Self { keeper, places };
         started.wait_until_ready().await?;
         Ok(started)
@@ -156,6 +168,12 @@ impl PrivatePostgres {
     #[must_use]
     pub fn pid(&self) -> watch::Receiver<Option<u32>> {
         self.keeper.pid()
+    }
+
+    /// How the server died last, in words that follow its name; empty when it has not.
+    #[must_use]
+    pub fn death(&self) -> watch::Receiver<String> {
+        self.keeper.death()
     }
 
     /// Stops the server and waits for it: fast, then hard; at most 40 s in all.
@@ -205,7 +223,7 @@ pub fn find_binaries(options: &Options) -> Result<(PathBuf, u32), StartError> {
 }
 
 /// Everything before the server runs; blocking.
-fn prepare(options: &Options) -> Result<(server::Server, Places), StartError> {
+fn prepare(options: &Options, restart: Restart) -> Result<(server::Server, Places), StartError> {
     let home = Home::claim(&options.data_dir, &POSTGRES)?;
     let account = home.account()?;
     server::clear(&home.state())?;
@@ -218,7 +236,7 @@ fn prepare(options: &Options) -> Result<(server::Server, Places), StartError> {
     let socket_dir = socket::make_dir(&home, &account)?;
 
     let places = Places { home: home.dir().to_owned(), socket_dir: socket_dir.clone() };
-    Ok((server::Server::new(home, socket_dir, binaries, account, options.durable), places))
+    Ok((server::Server::new(home, socket_dir, binaries, account, options.durable, restart), places))
 }
 
 /// Succeeds once the server is open for sessions, which is later than its socket being there: a server in recovery

@@ -30,10 +30,10 @@ use self::node::Node;
 use self::server::{Broker, Epmd};
 pub use crate::private_server::PlaceError;
 use crate::private_server::Product;
-use crate::private_server::keeper::Keeper;
+use crate::private_server::keeper::{Keeper, Restart};
 
 const RABBITMQ: Product = Product { name: "RabbitMQ", slug: "rabbitmq", users: &["rabbitmq", "nobody"] };
-const EPMD: Product = Product { name: "epmd (of RabbitMQ)", slug: "rabbitmq-epmd", users: RABBITMQ.users };
+const EPMD: &str = "epmd of RabbitMQ";
 
 /// The one user of the broker, its administrator.
 const USER: &str = "guildhall";
@@ -100,15 +100,27 @@ impl PrivateRabbitMq {
     /// # Errors
     /// [`StartError`], each with a sentence that says the way out.
     pub async fn start(options: Options) -> Result<Self, StartError> {
-        let (epmd, node) = Keeper::start(&EPMD, move || {
+        Self::start_with(options, Restart::FewTimes).await
+    }
+
+    /// As [`PrivateRabbitMq::start`], and however often it dies, it is started again.
+    ///
+    /// # Errors
+    /// As [`PrivateRabbitMq::start`].
+    pub async fn start_lasting(options: Options) -> Result<Self, StartError> {
+        Self::start_with(options, Restart::Always).await
+    }
+
+    async fn start_with(options: Options, restart: Restart) -> Result<Self, StartError> {
+        let (epmd, node) = Keeper::start(EPMD, move || {
             let node = Arc::new(Node::prepare(&options.data_dir)?);
-            Ok::<_, StartError>((Epmd(Arc::clone(&node)), node))
+            Ok::<_, StartError>((Epmd(Arc::clone(&node), restart), node))
         })
         .await?;
         wait_for_port(node.ports().epmd, &epmd).await?;
 
         let broker_node = Arc::clone(&node);
-        let started = Keeper::start(&RABBITMQ, move || Ok::<_, StartError>((Broker(broker_node), ()))).await;
+        let started = Keeper::start(RABBITMQ.name, move || Ok::<_, StartError>((Broker(broker_node, restart), ()))).await;
         let (broker, ()) = match started {
             Ok(started) => started,
             Err(error) => {
@@ -149,6 +161,12 @@ impl PrivateRabbitMq {
     #[must_use]
     pub fn pid(&self) -> watch::Receiver<Option<u32>> {
         self.broker.pid()
+    }
+
+    /// How the broker died last, in words that follow its name; empty when it has not.
+    #[must_use]
+    pub fn death(&self) -> watch::Receiver<String> {
+        self.broker.death()
     }
 
     /// Kills the broker with SIGKILL and waits until it is gone; it starts again by itself, see [`Self::ready`].

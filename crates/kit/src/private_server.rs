@@ -1,6 +1,6 @@
 //! What the private servers (Postgres, RabbitMQ) have in common: real servers, found on the machine, each run as a child
 //! in a directory of ours and ended with us. It knows no server; those who know one tell it by a [`Product`] and a
-//! [`keeper::Server`].
+//! [`keeper::Server`]. `./dev apart` keeps the roles by it, too.
 //!
 //! | file | what it knows |
 //! |---|---|
@@ -12,25 +12,25 @@
 //! | `leftovers` | processes of a server whose owner is gone |
 //! | `log` | what a server says, within a bound |
 
-pub(crate) mod account;
+pub mod account;
 pub mod confine;
 pub mod home;
-pub(crate) mod keeper;
-pub(crate) mod leftovers;
+pub mod keeper;
+pub mod leftovers;
 pub mod log;
-pub(crate) mod search;
+pub mod search;
 
 use std::path::PathBuf;
 
 /// What a server is called, by people and by files.
 #[derive(Debug)]
-pub(crate) struct Product {
+pub struct Product {
     /// In sentences: `Postgres`.
-    pub(crate) name: &'static str,
-    /// In file names and thread names: `postgres`.
-    pub(crate) slug: &'static str,
+    pub name: &'static str,
+    /// In file names: `postgres`.
+    pub slug: &'static str,
     /// The users it may run as when we are root, best first.
-    pub(crate) users: &'static [&'static str],
+    pub users: &'static [&'static str],
 }
 
 /// Why there is no place for a private server, or no end to an earlier one. Each sentence says the way out.
@@ -60,7 +60,7 @@ pub enum PlaceError {
     Leftovers { server: &'static str, dir: PathBuf, pids: String },
 
     #[error("the thread that starts {server} panicked; its message stands above")]
-    Panicked { server: &'static str },
+    Panicked { server: String },
 
     #[error("could not {doing}: {source}")]
     Io { doing: String, source: std::io::Error },
@@ -68,7 +68,7 @@ pub enum PlaceError {
 
 impl PlaceError {
     /// For `map_err`: names what was being done, in words that follow "could not".
-    pub(crate) fn io(doing: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+    pub fn io(doing: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let doing = doing.into();
         move |source| Self::Io { doing, source }
     }

@@ -13,8 +13,9 @@ use super::{PORT, POSTGRES};
 use crate::private_server::account::Account;
 use crate::private_server::confine::confine;
 use crate::private_server::home::Home;
+use crate::private_server::keeper::{self, Restart};
 use crate::private_server::log::Log;
-use crate::private_server::{PlaceError, Product, keeper, leftovers};
+use crate::private_server::{PlaceError, leftovers};
 
 /// A server that is ready to run.
 #[derive(Debug)]
@@ -24,19 +25,31 @@ pub(super) struct Server {
     binaries: Binaries,
     account: Account,
     durable: bool,
+    restart: Restart,
     log: Log,
 }
 
 impl Server {
-    pub(super) fn new(home: Home, socket_dir: PathBuf, binaries: Binaries, account: Account, durable: bool) -> Self {
+    pub(super) fn new(
+        home: Home,
+        socket_dir: PathBuf,
+        binaries: Binaries,
+        account: Account,
+        durable: bool,
+        restart: Restart,
+    ) -> Self {
         let log = Log::new(home.log());
-        Self { home, socket_dir, binaries, account, durable, log }
+        Self { home, socket_dir, binaries, account, durable, restart, log }
     }
 }
 
 impl keeper::Server for Server {
-    fn product(&self) -> &'static Product {
-        &POSTGRES
+    fn name(&self) -> &str {
+        POSTGRES.name
+    }
+
+    fn restart(&self) -> Restart {
+        self.restart
     }
 
     fn log(&self) -> &Log {
@@ -90,7 +103,7 @@ impl keeper::Server for Server {
 /// # Errors
 /// Some processes do not end, or the number cannot be cleared away.
 pub(super) fn clear(cluster: &Path) -> Result<(), PlaceError> {
-    leftovers::end(cluster, &POSTGRES, &["postgres"], Signal::SIGQUIT)?;
+    leftovers::end(cluster, POSTGRES.name, &["postgres"], Signal::SIGQUIT)?;
     forget_stale_pid(cluster)
 }
 

@@ -52,8 +52,8 @@ impl Node {
         let account = home.account()?;
         let binaries = binaries::find(&account)?;
         let state = home.state();
-        leftovers::end(&state, &RABBITMQ, &BROKER_PROGRAMS, Signal::SIGKILL)?;
-        leftovers::end(&state, &RABBITMQ, &EPMD_PROGRAMS, Signal::SIGKILL)?;
+        leftovers::end(&state, RABBITMQ.name, &BROKER_PROGRAMS, Signal::SIGKILL)?;
+        leftovers::end(&state, RABBITMQ.name, &EPMD_PROGRAMS, Signal::SIGKILL)?;
         if !state.exists() {
             make_state(&home, &account)?;
         }

@@ -8,22 +8,27 @@ use nix::sys::signal::Signal;
 
 use super::node::Node;
 use super::{EPMD, RABBITMQ};
+use crate::private_server::keeper::{self, Restart};
 use crate::private_server::log::Log;
-use crate::private_server::{PlaceError, Product, keeper, leftovers};
+use crate::private_server::{PlaceError, leftovers};
 
 /// What outlives a killed broker for a moment. Its shells are no proof of being RabbitMQ's, and end with their input.
 pub(super) const BROKER_PROGRAMS: [&str; 3] = ["beam.smp", "erl_child_setup", "inet_gethost"];
 pub(super) const EPMD_PROGRAMS: [&str; 1] = ["epmd"];
 
 #[derive(Debug)]
-pub(super) struct Broker(pub(super) Arc<Node>);
+pub(super) struct Broker(pub(super) Arc<Node>, pub(super) Restart);
 
 #[derive(Debug)]
-pub(super) struct Epmd(pub(super) Arc<Node>);
+pub(super) struct Epmd(pub(super) Arc<Node>, pub(super) Restart);
 
 impl keeper::Server for Broker {
-    fn product(&self) -> &'static Product {
-        &RABBITMQ
+    fn name(&self) -> &str {
+        RABBITMQ.name
+    }
+
+    fn restart(&self) -> Restart {
+        self.1
     }
 
     fn log(&self) -> &Log {
@@ -35,15 +40,19 @@ impl keeper::Server for Broker {
     }
 
     fn clear(&self) -> Result<(), PlaceError> {
-        leftovers::end(&self.0.state(), &RABBITMQ, &BROKER_PROGRAMS, Signal::SIGKILL)
+        leftovers::end(&self.0.state(), RABBITMQ.name, &BROKER_PROGRAMS, Signal::SIGKILL)
     }
 
     fn leave(self) {}
 }
 
 impl keeper::Server for Epmd {
-    fn product(&self) -> &'static Product {
-        &EPMD
+    fn name(&self) -> &str {
+        EPMD
+    }
+
+    fn restart(&self) -> Restart {
+        self.1
     }
 
     fn log(&self) -> &Log {
@@ -55,7 +64,7 @@ impl keeper::Server for Epmd {
     }
 
     fn clear(&self) -> Result<(), PlaceError> {
-        leftovers::end(&self.0.state(), &EPMD, &EPMD_PROGRAMS, Signal::SIGKILL)
+        leftovers::end(&self.0.state(), RABBITMQ.name, &EPMD_PROGRAMS, Signal::SIGKILL)
     }
 
     fn leave(self) {}

@@ -13,7 +13,7 @@ use super::{PlaceError, Product};
 
 /// Who a server runs as.
 #[derive(Debug, Clone)]
-pub(crate) enum Account {
+pub enum Account {
     /// We are an ordinary user, and so is the server.
     Ourselves,
     /// We are root; the server is this user.
@@ -22,7 +22,7 @@ pub(crate) enum Account {
 
 impl Account {
     /// The user for new data: the one that packages make for the server, or the one that owns nothing.
-    pub(crate) fn for_new(product: &Product) -> Result<Self, PlaceError> {
+    pub fn for_new(product: &Product) -> Result<Self, PlaceError> {
         if !geteuid().is_root() {
             return Ok(Self::Ourselves);
         }
@@ -36,7 +36,7 @@ impl Account {
     }
 
     /// The user for data that is there: its owner, whoever made it.
-    pub(crate) fn of(dir: &Path, product: &Product) -> Result<Self, PlaceError> {
+    pub fn of(dir: &Path, product: &Product) -> Result<Self, PlaceError> {
         let owner = fs::metadata(dir).map_err(PlaceError::io(format!("look at {}", dir.display())))?;
         let us = geteuid();
         if us.is_root() && owner.uid() != 0 {
@@ -53,14 +53,14 @@ impl Account {
         })
     }
 
-    pub(crate) fn name(&self) -> String {
+    pub fn name(&self) -> String {
         match self {
             Self::Ourselves => user_name(geteuid().as_raw()),
             Self::Other { name, .. } => name.clone(),
         }
     }
 
-    pub(crate) fn uid(&self) -> u32 {
+    pub fn uid(&self) -> u32 {
         match self {
             Self::Ourselves => geteuid().as_raw(),
             Self::Other { uid, .. } => *uid,
@@ -68,7 +68,7 @@ impl Account {
     }
 
     /// Gives `path` to the user.
-    pub(crate) fn own(&self, path: &Path) -> Result<(), PlaceError> {
+    pub fn own(&self, path: &Path) -> Result<(), PlaceError> {
         match self {
             Self::Ourselves => Ok(()),
             Self::Other { uid, gid, name } => chown(path, Some(*uid), Some(*gid))
@@ -77,7 +77,7 @@ impl Account {
     }
 
     /// Makes `command` run as the user, without our groups.
-    pub(crate) fn apply(&self, command: &mut Command) {
+    pub fn apply(&self, command: &mut Command) {
         if let Self::Other { uid, gid, .. } = self {
             // `uid` also drops the supplementary groups when we are root.
             command.gid(*gid).uid(*uid);
@@ -86,7 +86,7 @@ impl Account {
 
     /// Whether the user can search `dir` or run the program `path`. The kernel is asked, as that user, since mode bits
     /// alone do not tell: there are access lists, and mounts.
-    pub(crate) fn can_reach(&self, path: &Path) -> bool {
+    pub fn can_reach(&self, path: &Path) -> bool {
         let mut test = Command::new("/bin/sh");
         test.args(["-c", "test -x \"$1\"", "sh"])
             .arg(path)

@@ -10,7 +10,7 @@ use super::account::Account;
 
 /// Runs `command` as `account`, away from our environment, terminal and current directory, and has the kernel send it
 /// `at_our_end` when this thread ends, however it ends.
-pub(crate) fn confine(command: &mut Command, account: &Account, at_our_end: Signal) {
+pub fn confine(command: &mut Command, account: &Account, at_our_end: Signal) {
     account.apply(command);
     command
         .env_clear()

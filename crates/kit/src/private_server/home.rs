@@ -18,7 +18,7 @@ const STAND_INS: &str = "/var/lib/guildhall";
 
 /// One server's place in one Guildhall's directory, locked for this process until the value is dropped.
 #[derive(Debug)]
-pub(crate) struct Home {
+pub struct Home {
     product: &'static Product,
     dir: PathBuf,
     /// Held, not read: the kernel lets go of it when the process ends, however it ends.
@@ -30,7 +30,7 @@ impl Home {
     ///
     /// # Errors
     /// The directory is in use or cannot be made, or no user for the server can reach any place for it.
-    pub(crate) fn claim(data_dir: &Path, product: &'static Product) -> Result<Self, PlaceError> {
+    pub fn claim(data_dir: &Path, product: &'static Product) -> Result<Self, PlaceError> {
         // Others may pass through a root's directory but not list it, since the server has to pass.
         let mode = if geteuid().is_root() { 0o711 } else { 0o700 };
         make_dir(data_dir, mode)?;
@@ -43,17 +43,17 @@ impl Home {
     }
 
     /// Holds the state and the log; belongs to us.
-    pub(crate) fn dir(&self) -> &Path {
+    pub fn dir(&self) -> &Path {
         &self.dir
     }
 
     /// The server's state, which belongs to the user of the server.
-    pub(crate) fn state(&self) -> PathBuf {
+    pub fn state(&self) -> PathBuf {
         self.dir.join(self.product.slug)
     }
 
     /// Outside of the state, so that a root never writes where another user could have laid a link.
-    pub(crate) fn log(&self) -> PathBuf {
+    pub fn log(&self) -> PathBuf {
         self.dir.join(format!("{}.log", self.product.slug))
     }
 
@@ -61,7 +61,7 @@ impl Home {
     ///
     /// # Errors
     /// The state is somebody else's, or its owner can no longer reach it.
-    pub(crate) fn account(&self) -> Result<Account, PlaceError> {
+    pub fn account(&self) -> Result<Account, PlaceError> {
         let state = self.state();
         let account = if state.exists() { Account::of(&state, self.product)? } else { Account::for_new(self.product)? };
         if !account.can_reach(&self.dir) {
@@ -118,7 +118,7 @@ pub fn lock_file(path: &Path, data_dir: &Path) -> Result<File, PlaceError> {
 }
 
 /// Where the state of `data_dir` is, or would be where the server can reach it; makes and locks nothing.
-pub(crate) fn state_of(data_dir: &Path, product: &Product) -> Result<PathBuf, PlaceError> {
+pub fn state_of(data_dir: &Path, product: &Product) -> Result<PathBuf, PlaceError> {
     Ok(stand_in_of(data_dir, product)?.unwrap_or_else(|| data_dir.to_owned()).join(product.slug))
 }
 
@@ -181,7 +181,7 @@ fn make_stand_in(dir: &Path, data_dir: &Path) -> Result<(), PlaceError> {
 }
 
 /// Makes `dir` and what is missing above it. A directory that is there keeps its mode.
-pub(crate) fn make_dir(dir: &Path, mode: u32) -> Result<(), PlaceError> {
+pub fn make_dir(dir: &Path, mode: u32) -> Result<(), PlaceError> {
     if dir.is_dir() {
         return Ok(());
     }
@@ -198,7 +198,7 @@ pub(crate) fn make_dir(dir: &Path, mode: u32) -> Result<(), PlaceError> {
 }
 
 /// 12 hexadecimal digits.
-pub(crate) fn short_hash(path: &Path) -> String {
+pub fn short_hash(path: &Path) -> String {
     let digest = Sha256::digest(path.as_os_str().as_bytes());
     digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect()
 }

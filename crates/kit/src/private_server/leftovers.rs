@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{PlaceError, Product};
+use super::PlaceError;
 
 /// What is told to end does so within milliseconds; what is stuck in the kernel's hands ends when it lets go.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -21,7 +21,7 @@ const POLL: Duration = Duration::from_millis(10);
 ///
 /// # Errors
 /// Some processes do not end.
-pub(crate) fn end(dir: &Path, product: &Product, programs: &[&str], first: Signal) -> Result<(), PlaceError> {
+pub fn end(dir: &Path, server: &'static str, programs: &[&str], first: Signal) -> Result<(), PlaceError> {
     for signal in [first, Signal::SIGKILL] {
         let deadline = Instant::now() + PATIENCE;
         let mut told: Vec<Pid> = Vec::new();
@@ -36,7 +36,7 @@ pub(crate) fn end(dir: &Path, product: &Product, programs: &[&str], first: Signa
             for pid in alive {
                 if !told.contains(&pid) {
                     tracing::info!(
-                        server = product.slug,
+                        server,
                         server.pid = pid.as_raw(),
                         signal = signal.as_str(),
                         "ending a left-over process"
@@ -53,7 +53,7 @@ pub(crate) fn end(dir: &Path, product: &Product, programs: &[&str], first: Signa
     if pids.is_empty() {
         return Ok(());
     }
-    Err(PlaceError::Leftovers { server: product.name, dir: dir.to_owned(), pids: pids.join(", ") })
+    Err(PlaceError::Leftovers { server, dir: dir.to_owned(), pids: pids.join(", ") })
 }
 
 /// Every process of `programs` that works in `dir`: servers make it their current directory, and the kernel says which

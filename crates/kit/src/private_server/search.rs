@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 
 /// A variable that is the system's; none when unset or empty.
 #[expect(clippy::disallowed_methods, reason = "PATH, HOME and XDG_CACHE_HOME are the system's and no settings of ours")]
-pub(crate) fn system_variable(name: &str) -> Option<OsString> {
+pub fn system_variable(name: &str) -> Option<OsString> {
     env::var_os(name).filter(|value| !value.is_empty())
 }
 
 /// The directories in which `program` of `PATH` really stands: links in `/usr/local/bin` and the like lead to the one
 /// where the programs stand together.
-pub(crate) fn in_path(program: &str) -> Vec<PathBuf> {
+pub fn in_path(program: &str) -> Vec<PathBuf> {
     env::split_paths(&system_variable("PATH").unwrap_or_default())
         .filter_map(|dir| dir.join(program).canonicalize().ok())
         .filter_map(|program| program.parent().map(Path::to_owned))
@@ -21,7 +21,7 @@ pub(crate) fn in_path(program: &str) -> Vec<PathBuf> {
 }
 
 /// The directories that match a pattern with at most one `*` in each component, in the order of their names.
-pub(crate) fn expand(pattern: &Path) -> Vec<PathBuf> {
+pub fn expand(pattern: &Path) -> Vec<PathBuf> {
     let mut matches = vec![PathBuf::new()];
     for component in pattern.components() {
         let component = component.as_os_str();
@@ -35,7 +35,7 @@ pub(crate) fn expand(pattern: &Path) -> Vec<PathBuf> {
 }
 
 /// Without its repetitions, in the order of their first appearance.
-pub(crate) fn distinct(mut dirs: Vec<PathBuf>) -> Vec<PathBuf> {
+pub fn distinct(mut dirs: Vec<PathBuf>) -> Vec<PathBuf> {
     let mut seen = std::collections::HashSet::new();
     dirs.retain(|dir| seen.insert(dir.clone()));
     dirs
