@@ -65,21 +65,28 @@ need_node() {
     if ! command -v npm >/dev/null; then missing+=("Node.js and npm: $(how_to npm)"); fi
 }
 
-# The npm packages of tools/npm, whose lock file pins them by digest; outside of the tree, once for each lock file.
+# The npm packages of tools/npm: what the tests hold their results against.
 need_test_tools() {
-    if ! command -v npm >/dev/null; then return; fi # need_node has told
-    test_tools=$(cache_dir)/test-tools-$(sha256 tools/npm/package-lock.json | cut -c 1-12)
-    if [ -d "$test_tools" ]; then return; fi
-    say "getting the tests' glTF validator and S3 server from npm into $test_tools"
-    local new=$test_tools.$$
+    npm_packages tools/npm test-tools "the tests' glTF validator and S3 server"
+    test_tools=$npm_packages
+}
+
+# npm_packages FOLDER NAME WHAT: gets what FOLDER's lock file pins by digest, outside of the tree, once for each lock file;
+# sets npm_packages to where it is.
+npm_packages() {
+    npm_packages=$(cache_dir)/$2-$(sha256 "$1/package-lock.json" | cut -c 1-12)
+    # Without npm, need_node has told.
+    if [ -d "$npm_packages" ] || ! command -v npm >/dev/null; then return; fi
+    say "getting $3 from npm into $npm_packages"
+    local new=$npm_packages.$$
     mkdir -p "$new"
-    cp tools/npm/package.json tools/npm/package-lock.json "$new/"
+    cp "$1/package.json" "$1/package-lock.json" "$new/"
     if npm ci --prefix "$new" --ignore-scripts --no-audit --no-fund --loglevel=error >&2; then
         # Another run may have been quicker; either copy is the right one.
-        mv -T "$new" "$test_tools" 2>/dev/null || rm -rf "$new"
+        mv -T "$new" "$npm_packages" 2>/dev/null || rm -rf "$new"
     else
         rm -rf "$new"
-        missing+=("npm packages: npm ci in tools/npm did not succeed; its message stands above")
+        missing+=("npm packages: npm ci in $1 did not succeed; its message stands above")
     fi
 }
 

@@ -1,0 +1,114 @@
+//! What the database itself says of a measurement: which rows there are now, under which settings they were written, and
+//! how often the log was committed to and forced to the disk.
+
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+
+use crate::Fault;
+
+/// What the server has counted so far.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Counters {
+    commits: i64,
+    syncs: i64,
+    wal_bytes: i64,
+}
+
+impl Counters {
+    /// Reads them. A session tells what it counted when it ends, and before that about once a second: so after those that
+    /// were measured have gone.
+    ///
+    /// # Errors
+    /// As the database.
+    pub(crate) async fn read(url: &str) -> Result<Self, Fault> {
+        let mut connection = PgConnection::connect(url).await?;
+        let major: i32 = sqlx::query_scalar("select current_setting('server_version_num')::int / 10000")
+            .fetch_one(&mut connection)
+            .await?;
+        // Version 18 moved it.
+        let syncs = if major >= 18 {
+            "select coalesce(sum(fsyncs), 0)::bigint from pg_stat_io where object = 'wal'"
+        } else {
+            "select wal_sync from pg_stat_wal"
+        };
+        let syncs = sqlx::query_scalar(syncs).fetch_one(&mut connection).await?;
+        let wal_bytes =
+            sqlx::query_scalar("select wal_bytes::bigint from pg_stat_wal").fetch_one(&mut connection).await?;
+        let commits = sqlx::query_scalar("select sum(xact_commit)::bigint from pg_stat_database")
+            .fetch_one(&mut connection)
+            .await?;
+        connection.close().await?;
+        Ok(Self { commits, syncs, wal_bytes })
+    }
+
+    /// What was counted since `earlier`.
+    pub(crate) fn since(self, earlier: Self) -> String {
+        format!(
+            "{} commits, {} WAL syncs, {} MiB of WAL",
+            self.commits - earlier.commits,
+            self.syncs - earlier.syncs,
+            (self.wal_bytes - earlier.wal_bytes) >> 20
+        )
+    }
+}
+
+/// The settings that decide what a commit is worth.
+///
+/// # Errors
+/// As the database.
+pub(crate) async fn settings(url: &str) -> Result<String, Fault> {
+    let mut connection = PgConnection::connect(url).await?;
+    let text: String = sqlx::query_scalar(
+        "select 'Postgres ' || current_setting('server_version') || ': ' ||
+           string_agg(name || ' = ' || current_setting(name), ', ' order by name)
+         from pg_settings
+         where name in ('fsync', 'synchronous_commit', 'full_page_writes', 'wal_sync_method', 'shared_buffers')",
+    )
+    .fetch_one(&mut connection)
+    .await?;
+    connection.close().await?;
+    Ok(text)
+}
+
+/// The rows of a house: jobs by state, attempts, events and the outbox.
+///
+/// # Errors
+/// As the database.
+pub(crate) async fn rows(url: &str) -> Result<String, Fault> {
+    let mut connection = PgConnection::connect(url).await?;
+    let jobs: String = sqlx::query_scalar(
+        "select coalesce(string_agg(count || ' ' || state, ', ' order by state), 'none')
+         from (select state, count(*) from jobs.any_job group by state) as state",
+    )
+    .fetch_one(&mut connection)
+    .await?;
+    let attempts: i64 = sqlx::query_scalar("select count(*) from jobs.attempt").fetch_one(&mut connection).await?;
+    let events: i64 = sqlx::query_scalar("select count(*) from jobs.event").fetch_one(&mut connection).await?;
+    let outbox: i64 = sqlx::query_scalar("select count(*) from jobs.outbox").fetch_one(&mut connection).await?;
+    let is_published: bool = sqlx::query_scalar(
+        "select exists (
+           select from information_schema.columns
+           where table_schema = 'jobs' and table_name = 'outbox' and column_name = 'published_at'
+         )",
+    )
+    .fetch_one(&mut connection)
+    .await?;
+    let published: i64 = if is_published {
+        sqlx::query_scalar("select count(*) from jobs.outbox where published_at is not null")
+            .fetch_one(&mut connection)
+            .await?
+    } else {
+        0
+    };
+    connection.close().await?;
+    Ok(format!(
+        "jobs: {jobs}; attempts: {attempts}; live events: {events}; outbox: {outbox} written, {published} published"
+    ))
+}
+
+/// A number that a query counts.
+///
+/// # Errors
+/// As the database.
+pub(crate) async fn count(connection: &mut PgConnection, sql: &str) -> Result<i64, Fault> {
+    Ok(sqlx::query_scalar(AssertSqlSafe(sql.to_owned())).fetch_one(connection).await?)
+}
