@@ -1,5 +1,6 @@
-//! Real Postgres for tests: one private server a test process, a fresh database a test. Nothing is left behind, however
-//! the process ends. Only tests use this module; it panics where a service would answer.
+//! Real servers for tests: Postgres, one private server a test process and a fresh database a test; RabbitMQ, a private
+//! broker for whoever asks. Nothing is left behind, however the process ends. Only tests use this module; it panics where
+//! a service would answer.
 //!
 //! ```no_run
 //! # async fn example() {
@@ -26,6 +27,7 @@ use sqlx::{AssertSqlSafe, Connection as _};
 use tokio::sync::{Mutex, OnceCell};
 
 use crate::private_postgres::{self, Options, PrivatePostgres};
+use crate::private_rabbitmq::{self, PrivateRabbitMq};
 
 /// A test's own pool is small, since a server has a bounded number of sessions and many tests run at a time.
 const POOL_CONNECTIONS_MAX: u32 = 5;
@@ -113,6 +115,45 @@ where
     server.open(&name)
 }
 
+/// A broker of the caller's own, ready. It takes seconds of a core to start: tests that do not kill it should share one
+/// and keep apart by virtual hosts.
+///
+/// # Panics
+/// No RabbitMQ is to be had.
+pub async fn rabbitmq() -> PrivateRabbitMq {
+    let (data_dir, caretaker) = cared_for();
+    let broker = PrivateRabbitMq::start(private_rabbitmq::Options { data_dir }).await;
+    let broker = broker.unwrap_or_else(|error| panic!("no test broker: {error}"));
+    caretaker.clear_at_our_end(broker.home());
+    caretaker.stay();
+    broker
+}
+
+/// A directory that servers run as other users may pass through; it is removed with what is in it when this process has
+/// ended, however it ends.
+///
+/// # Panics
+/// None can be made.
+#[must_use]
+pub fn directory() -> PathBuf {
+    let (dir, caretaker) = cared_for();
+    caretaker.stay();
+    dir
+}
+
+fn cared_for() -> (PathBuf, Caretaker) {
+    let dir = tempfile::Builder::new()
+        .prefix("guildhall-test-")
+        // A root's servers run as ordinary users, who have to pass through.
+        .permissions(std::fs::Permissions::from_mode(0o711))
+        .tempdir()
+        .expect("a temporary directory can be made")
+        .keep();
+    let caretaker = Caretaker::start();
+    caretaker.clear_at_our_end(&dir);
+    (dir, caretaker)
+}
+
 /// Letters, digits and underscores alone, so that it needs no quotes and may stand in SQL.
 fn fresh_name(hint: &str) -> String {
     let n = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -141,15 +182,7 @@ impl Server {
             server.drop_leftovers().await;
             return server;
         }
-        let data_dir = tempfile::Builder::new()
-            .prefix("guildhall-test-")
-            // A root's Postgres runs as an ordinary user, who has to pass through.
-            .permissions(std::fs::Permissions::from_mode(0o711))
-            .tempdir()
-            .expect("a temporary directory can be made")
-            .keep();
-        let caretaker = Caretaker::start();
-        caretaker.clear_at_our_end(&data_dir);
+        let (data_dir, caretaker) = cared_for();
         let options = Options { data_dir, bin_dir: setting("GUILDHALL_PG_BIN").map(PathBuf::from), durable: false };
         let postgres = PrivatePostgres::start(options).await.unwrap_or_else(|error| panic!("no test server: {error}"));
         caretaker.clear_at_our_end(&postgres.places().home);

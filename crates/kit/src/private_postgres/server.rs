@@ -73,7 +73,8 @@ impl keeper::Server for Server {
             "log_error_verbosity=terse".to_owned(),
         ];
         if self.durable {
-            settings.push("max_connections=100".to_owned());
+            // The pools of two replicas of every service take ninety.
+            settings.push("max_connections=200".to_owned());
         } else {
             // Tests open a pool each, as many at a time as there are cores. A killed server loses nothing even so, for
             // what was written is the kernel's; only a power cut would tell.
