@@ -1,6 +1,7 @@
 //! The ground every role stands on. `kit` knows no noun of the product: it gives services their failures, settings,
 //! clocks, identities, database pools, gRPC wiring, outbox and telemetry, and gives tests real servers.
 
+pub mod audit;
 pub mod bus;
 pub mod clock;
 pub mod config;
