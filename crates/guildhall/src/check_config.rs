@@ -2,10 +2,17 @@
 
 use std::process::ExitCode;
 
-use crate::{exit, say, settings};
+use crate::{
+    exit,
+    roles::{Role, Roles},
+    say, settings,
+};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
+    /// Check for `serve` with these roles; without any, for `up`
+    #[arg(value_name = "ROLE")]
+    roles: Vec<Role>,
     #[command(flatten)]
     file: settings::File,
     /// Print the commented file of all settings with their defaults, and read nothing
@@ -18,7 +25,8 @@ pub(crate) fn run(args: &Args) -> ExitCode {
         say::line(kit::config::default_file(settings::PARTS).trim_end());
         return exit::DONE;
     }
-    let effective = match args.file.read() {
+    let roles = Roles::said(&args.roles);
+    let effective = match args.file.read(&roles) {
         Ok((_, effective)) => effective,
         Err(faults) => {
             say::faults(&faults);

@@ -6,7 +6,10 @@ use kit::{
     private_postgres::{Options, PrivatePostgres},
 };
 
-use crate::settings::Settings;
+use crate::{
+    roles::{Role, Roles},
+    settings::Settings,
+};
 
 /// A database that answers.
 #[derive(Debug)]
@@ -40,9 +43,21 @@ impl Database {
     /// # Errors
     /// As [`kit::db::migrate`].
     pub(crate) async fn migrate(&self) -> Result<(), Fail> {
-        for (schema, migrator) in [(auth::SCHEMA, &auth::MIGRATOR), (jobs::SCHEMA, &jobs::MIGRATOR)] {
+        for (schema, migrator) in Role::ALL.into_iter().filter_map(Role::schema) {
             kit::db::migrate(self.url(), schema, migrator).await?;
             tracing::info!(schema = schema.name(), "migrated");
+        }
+        Ok(())
+    }
+
+    /// Refuses a database in which a schema of `roles` is older than this version: services apart do not migrate, since
+    /// several would at once, and with more rights than they need.
+    ///
+    /// # Errors
+    /// `config.schema`, as [`kit::db::check`].
+    pub(crate) async fn check(&self, roles: &Roles) -> Result<(), Fail> {
+        for (schema, migrator) in roles.services().filter_map(Role::schema) {
+            kit::db::check(self.url(), schema, migrator).await?;
         }
         Ok(())
     }

@@ -1,21 +1,45 @@
-//! `guildhall doctor`: looks at each thing that Guildhall needs, one line each, and says what to do about what is wrong.
-//! It changes nothing but for a probe that it removes again, and works beside a running Guildhall.
+//! `guildhall doctor [ROLE]...`: looks at each thing that `up` needs, or `serve` with these roles, one line each, and says
+//! what to do about what is wrong. It changes nothing but for a probe that it removes again, and works beside a running
+//! Guildhall.
 
 use std::{
     fmt,
     net::{SocketAddr, TcpListener},
     path::Path,
     process::ExitCode,
+    time::Duration,
 };
 
-use kit::{Fail, private_postgres, storage::Storage};
+use kit::{
+    Fail, Secret,
+    bus::{Bus, State},
+    grpc::Peer,
+    private_postgres,
+    storage::Storage,
+    tasks::Tasks,
+    tls::Tls,
+};
 use nix::sys::statvfs::statvfs;
 
 use crate::{
-    database, exit, say,
+    database, exit,
+    house::{grpc_address, port_fail},
+    roles::{Role, Roles},
+    say,
     settings::{File, Settings},
-    up::ops::port_fail,
 };
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Look at what `serve` with these roles needs; without any, at what `up` needs
+    #[arg(value_name = "ROLE")]
+    roles: Vec<Role>,
+    #[command(flatten)]
+    file: File,
+}
+
+/// How long another process may take to answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// Below this much free space a first start cannot make its cluster and a batch its models.
 const FREE_BYTES_MIN: u64 = 1 << 30;
@@ -23,8 +47,9 @@ const FREE_BYTES_MIN: u64 = 1 << 30;
 /// What a look at one thing found: a sentence, and when it is wrong, the way out with it.
 type Finding = Result<String, String>;
 
-pub(crate) fn run(file: &File) -> ExitCode {
-    let settings = match file.settle() {
+pub(crate) fn run(args: &Args) -> ExitCode {
+    let roles = Roles::said(&args.roles);
+    let settings = match args.file.settle(&roles) {
         Ok(settings) => settings,
         Err(code) => return code,
     };
@@ -35,15 +60,7 @@ pub(crate) fn run(file: &File) -> ExitCode {
             return exit::FAILED;
         }
     };
-    let findings = [
-        ("configuration", Ok("every setting is valid; `guildhall check-config` shows them".to_owned())),
-        ("data directory", data_dir(&settings.data_dir)),
-        ("disk space", disk_space(&settings.data_dir)),
-        ("Postgres", runtime.block_on(postgres(&settings))),
-        ("file storage", runtime.block_on(storage(&settings))),
-        ("http_listen", port(&settings, "http_listen", settings.gateway.http_listen)),
-        ("ops_listen", port(&settings, "ops_listen", settings.process.ops_listen)),
-    ];
+    let findings = runtime.block_on(look(&settings, &roles));
     let (good, bad) = (say::good(), say::bad());
     let mut wrong = 0;
     for (name, finding) in findings {
@@ -56,6 +73,31 @@ pub(crate) fn run(file: &File) -> ExitCode {
         }
     }
     if wrong == 0 { exit::DONE } else { exit::FAILED }
+}
+
+async fn look(settings: &Settings, roles: &Roles) -> Vec<(&'static str, Finding)> {
+    let mut findings = vec![
+        ("configuration", Ok("every setting is valid; `guildhall check-config` shows them".to_owned())),
+        ("data directory", data_dir(&settings.data_dir)),
+        ("disk space", disk_space(&settings.data_dir)),
+    ];
+    if roles.services().next().is_some() {
+        findings.push(("Postgres", postgres(settings, roles).await));
+    }
+    if let Some(url) = &settings.process.amqp_url {
+        findings.push(("RabbitMQ", rabbitmq(url).await));
+    }
+    if roles.any(Role::needs_storage) {
+        findings.push(("file storage", storage(settings).await));
+    }
+    findings.extend(others(settings, roles).await);
+    if roles.has(Role::Gateway) {
+        findings.push(("http_listen", port(settings, "http_listen", settings.gateway.http_listen)));
+    }
+    findings.push(("ops_listen", port(settings, "ops_listen", settings.process.ops_listen)));
+    let ports = roles.services().filter_map(|role| grpc_address(settings.process.grpc_listen, role, roles.is_up));
+    findings.extend(ports.map(|address| ("grpc_listen", port(settings, "grpc_listen", address))));
+    findings
 }
 
 /// The nearest directory at or above `path` that is there.
@@ -101,7 +143,7 @@ impl fmt::Display for Gib {
     }
 }
 
-async fn postgres(settings: &Settings) -> Finding {
+async fn postgres(settings: &Settings, roles: &Roles) -> Finding {
     let Some(url) = &settings.process.database_url else {
         let options = database::private_options(settings);
         let found = tokio::task::spawn_blocking(move || private_postgres::find_binaries(&options)).await;
@@ -113,6 +155,12 @@ async fn postgres(settings: &Settings) -> Finding {
     if server.major < private_postgres::MAJOR_MIN {
         let least = private_postgres::MAJOR_MIN;
         return Err(format!("the server is version {}: {least} or newer is needed", server.version));
+    }
+    if !roles.is_up {
+        for (schema, migrator) in roles.services().filter_map(Role::schema) {
+            kit::db::check(url.expose(), schema, migrator).await.map_err(|fail| fail.message().to_owned())?;
+        }
+        return Ok(format!("version {}, and its schemas are at this version", server.version));
     }
     if !(server.may_create_roles && server.may_create_schemas) {
         return Err(format!(
@@ -141,6 +189,55 @@ async fn storage(settings: &Settings) -> Finding {
         Ok(()) => Ok("can be written to".to_owned()),
         Err(fail) => Err(told(&fail, "storage_url")),
     }
+}
+
+async fn rabbitmq(url: &Secret) -> Finding {
+    let tasks = Tasks::new();
+    let found = async {
+        let bus = Bus::rabbitmq(url, &[], &tasks).map_err(|fail| told(&fail, "amqp_url"))?;
+        let mut state = bus.state();
+        let is_there =
+            tokio::time::timeout(ANSWER_WITHIN, state.wait_for(|state| !matches!(state, State::Away(_)))).await;
+        drop(is_there);
+        let last = state.borrow().clone();
+        match last {
+            State::Connected => Ok("is connected to".to_owned()),
+            State::Blocked(reason) => Err(format!("takes nothing for now: {reason}")),
+            State::Away(reason) => Err(format!("cannot be connected to ({reason}): check amqp_url")),
+        }
+    };
+    let found = found.await;
+    tasks.abort().await;
+    found
+}
+
+/// Each URL of each role elsewhere: whether a replica answers there, and serves.
+async fn others(settings: &Settings, roles: &Roles) -> Vec<(&'static str, Finding)> {
+    let tasks = Tasks::new();
+    let process = &settings.process;
+    let tls = match process.tls_files().map(|files| Tls::open(files, &tasks)).transpose() {
+        Ok(tls) => tls,
+        Err(fail) => return vec![("certificates", Err(fail.message().to_owned()))],
+    };
+    let mut findings = Vec::new();
+    for role in roles.elsewhere() {
+        for url in settings.urls_of(role) {
+            let peer = match Peer::remote(role.name(), std::slice::from_ref(url), tls.clone(), &tasks) {
+                Ok(peer) => peer,
+                Err(fail) => return vec![(role.name(), Err(fail.message().to_owned()))],
+            };
+            let finding = match tokio::time::timeout(ANSWER_WITHIN, peer.connected()).await {
+                Ok(()) => Ok(format!("{url} serves")),
+                Err(_) => Err(format!(
+                    "nobody serves at {url}: start it, or check {}_url and the certificates of both ends",
+                    role.name()
+                )),
+            };
+            findings.push((role.name(), finding));
+        }
+    }
+    tasks.abort().await;
+    findings
 }
 
 fn told(fail: &Fail, setting: &str) -> String {

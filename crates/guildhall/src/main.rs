@@ -6,8 +6,13 @@ mod client;
 mod database;
 mod doctor;
 mod exit;
+mod house;
+mod life;
 mod migrate;
+mod roles;
 mod say;
+mod seen;
+mod serve;
 mod settings;
 mod signals;
 mod slot;
@@ -29,12 +34,14 @@ struct Cli {
 enum Command {
     /// Run every role in this process until Ctrl-C
     Up(up::Args),
+    /// Run some roles in this process, beside others elsewhere, until Ctrl-C
+    Serve(serve::Args),
     /// Bring the database's schemas to this version
     Migrate(settings::File),
     /// Tell every fault of the configuration at once, or what is in effect
     CheckConfig(check_config::Args),
     /// Check each thing that Guildhall needs, and say what to do
-    Doctor(settings::File),
+    Doctor(doctor::Args),
     /// A worker's child process; only a worker starts it
     #[command(hide = true)]
     RunSlot,
@@ -53,9 +60,10 @@ fn main() -> ExitCode {
     };
     match cli.command {
         Command::Up(args) => up::run(&args),
+        Command::Serve(args) => serve::run(&args),
         Command::Migrate(file) => migrate::run(&file),
         Command::CheckConfig(args) => check_config::run(&args),
-        Command::Doctor(file) => doctor::run(&file),
+        Command::Doctor(args) => doctor::run(&args),
         Command::RunSlot => slot::run(),
         Command::Client(command) => ask(*command),
     }

@@ -7,12 +7,14 @@ use kit::Fail;
 
 use crate::{
     database::Database,
-    exit, say,
+    exit,
+    roles::Roles,
+    say,
     settings::{File, Settings},
 };
 
 pub(crate) fn run(file: &File) -> ExitCode {
-    let settings = match file.settle() {
+    let settings = match file.settle(&Roles::up()) {
         Ok(settings) => settings,
         Err(code) => return code,
     };

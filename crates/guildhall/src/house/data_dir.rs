@@ -26,10 +26,11 @@ pub(crate) struct DataDir {
 /// What `ready.json` tells.
 #[derive(Debug, Serialize)]
 pub(crate) struct Ready {
-    /// The public URL as this machine reaches it.
-    pub(crate) http: String,
+    /// The public URL as this machine reaches it, where the gateway is in this process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) http: Option<String>,
     pub(crate) ops: String,
-    /// The roles with a port of their own, and its URL. `up` opens none.
+    /// The services with a port of their own, and its URL. `up` opens none unless asked for.
     pub(crate) grpc: std::collections::BTreeMap<&'static str, String>,
     pub(crate) pid: u32,
 }

@@ -33,19 +33,19 @@ impl Door {
             Ok((socket, address))
         };
         let (socket, address) = reserve().map_err(|error| port_fail("http_listen", said, &error))?;
-        let public_url = settings.process.public_url.clone().unwrap_or_else(|| url_of(address));
+        let public_url = settings.process.public_url.clone().unwrap_or_else(|| url_of("http", address));
         Ok(Self { _socket: socket, address, public_url })
     }
 }
 
 /// A listener's URL for this machine: one that listens everywhere is told as loopback.
-pub(super) fn url_of(address: SocketAddr) -> String {
+pub(super) fn url_of(scheme: &str, address: SocketAddr) -> String {
     let ip = match address.ip() {
         ip if !ip.is_unspecified() => ip,
         IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
         IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
     };
-    format!("http://{}", SocketAddr::new(ip, address.port()))
+    format!("{scheme}://{}", SocketAddr::new(ip, address.port()))
 }
 
 #[cfg(test)]
@@ -54,7 +54,7 @@ mod tests {
 
     #[test]
     fn a_wildcard_is_told_as_loopback() {
-        let url = |text: &str| url_of(text.parse().expect("an address"));
+        let url = |text: &str| url_of("http", text.parse().expect("an address"));
         assert_eq!(url("0.0.0.0:8080"), "http://127.0.0.1:8080");
         assert_eq!(url("[::]:8080"), "http://[::1]:8080");
         assert_eq!(url("10.1.2.3:80"), "http://10.1.2.3:80");
