@@ -5,15 +5,15 @@
 //! the file is found at the next start and the same steps are taken again: the password in it either opens the account,
 //! and is shown, or belongs to another process that came second, and opens nothing.
 
-use kit::{Fail, Personal, Secret, fail::Kind, identity::Role, outbox::Event};
+use kit::{Fail, Personal, Secret, audit::Act, fail::Kind, identity::Role, outbox::Event};
 use proto::events::RoleChanged;
 
 use crate::{
-    Auth, SCHEMA,
+    Auth, SCHEMA, acts,
     email::Email,
     passwords::{Password, Verified},
     random,
-    users::NewUser,
+    users::{NewUser, known_roles},
 };
 
 /// The letters of generated passwords: none is mistaken for another when read aloud or copied by hand. 32 of them, so
@@ -75,7 +75,12 @@ impl Auth {
             transaction.rollback().await?;
             return Ok(self.opens_admin(&email, &chosen).await?.then_some(first));
         }
-        let new = NewUser { email, display_name: Personal::new("Administrator".to_owned()), password_hash, role: Role::Admin };
+        let new = NewUser {
+            email,
+            display_name: Personal::new("Administrator".to_owned()),
+            password_hash,
+            role: Role::Admin,
+        };
         let account = self.insert_user(&mut transaction, new, None).await.map_err(|fail| match fail.kind() {
             Kind::Conflict => Fail::conflict(
                 "config.admin_email_taken",
@@ -83,6 +88,8 @@ impl Auth {
             ),
             _ => fail,
         })?;
+        let act = Act::by_system(&acts::REGISTER, account.id).after("roles", known_roles(&account.roles));
+        self.0.audit.record(&mut transaction, act).await?;
         let changed = RoleChanged { user_id: account.id.to_string(), roles: account.roles };
         let changed = Event::new("auth.role.changed", account.id, &changed);
         kit::outbox::write(&mut transaction, SCHEMA, &[changed], &self.0.clock, None).await?;

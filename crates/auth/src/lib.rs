@@ -3,7 +3,7 @@
 //!
 //! | file | owns |
 //! |---|---|
-//! | `users.rs` | registering, one's own user |
+//! | `users.rs` | registering, one's own user; `users/list.rs` how administrators find them, `users/standing.rs` what they do |
 //! | `login.rs` | a password for a session; `throttle.rs` stands before it, `passwords.rs` does the hashing |
 //! | `sessions.rs` | the gRPC service of sessions, their list, ending them |
 //! | `refresh.rs` | refresh families: exchange, repeat, reuse |
@@ -11,12 +11,14 @@
 //! | `access_tokens.rs` | what an access token says; `signing_keys.rs` signs it and publishes the keys |
 //! | `service_keys.rs` | service accounts |
 //! | `first_admin.rs` | the first administrator of an installation |
+//! | `acts.rs` | what of all this goes into the audit log |
 //! | `server_keys.rs` | the service's own symmetric keys |
 //! | `sweeps.rs` | what runs by itself |
 //!
 //! It never decides what a role may do (`kit::identity::roles`), and knows nothing of HTTP.
 
 mod access_tokens;
+mod acts;
 mod email;
 mod first_admin;
 mod login;
@@ -35,7 +37,7 @@ mod users;
 
 use std::sync::Arc;
 
-use kit::{Clock, Fail, db::Schema, tasks::Tasks};
+use kit::{Clock, Fail, audit, db::Schema, tasks::Tasks};
 use proto::auth::{
     service_keys_server::ServiceKeysServer, sessions_server::SessionsServer, signing_keys_server::SigningKeysServer,
     users_server::UsersServer,
@@ -43,6 +45,7 @@ use proto::auth::{
 use sqlx::{PgPool, migrate::Migrator};
 use tonic::service::Routes;
 
+pub use acts::ACTS;
 pub use first_admin::{FirstAdmin, new_password};
 pub use service_keys::{is_service_key, new_service_key};
 pub use settings::Settings;
@@ -73,6 +76,7 @@ struct Inner {
     keys: server_keys::ServerKeys,
     signer: signing_keys::Signer,
     feed: revocations::Feed,
+    audit: audit::Log,
 }
 
 impl Auth {
@@ -100,6 +104,7 @@ impl Auth {
             keys: server_keys::ServerKeys::ensure(&pool, &clock).await?,
             signer: signing_keys::Signer::ensure(&pool, &clock).await?,
             feed: revocations::Feed::new(),
+            audit: audit::Log::new(SCHEMA, acts::RECORDED, clock.clone()),
             tasks: tasks.clone(),
             settings,
             pool,

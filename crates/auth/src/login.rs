@@ -2,7 +2,13 @@
 //! whether there is such an account, is told neither in words nor by the time it takes.
 
 use chrono::{DateTime, TimeDelta, Utc};
-use kit::{Fail, outbox::Event, telemetry::span};
+use kit::{
+    Fail,
+    audit::{Act, Credential as Shown},
+    grpc::Call,
+    outbox::Event,
+    telemetry::span,
+};
 use proto::{
     auth::{LoginRequest, TokenPair},
     events::{LoginFailed, SessionCreated},
@@ -13,35 +19,36 @@ use uuid::Uuid;
 use crate::{
     Auth, SCHEMA,
     access_tokens::SessionGrant,
+    acts,
     email::Email,
     passwords::{Password, Verified},
-    throttle::Attempt,
+    throttle::{Attempt, Throttled},
     users::Account,
 };
 
-/// Longest kept of what a client says about itself, in characters.
-const USER_AGENT_CHARS_MAX: usize = 256;
-/// An IPv6 address with its zone fits.
-const REMOTE_ADDRESS_CHARS_MAX: usize = 64;
+/// Why the right password of a disabled user opens nothing. Told to the audit log, and never to who asks.
+const DISABLED: &str = "auth.user_disabled";
 
 impl Auth {
     /// Checks the credential and starts a session.
     ///
     /// # Errors
     /// `auth.too_many_attempts` (429), `auth.invalid_credentials` (401), `auth.busy` (503).
-    pub(crate) async fn log_in(&self, request: LoginRequest, traceparent: Option<&str>) -> Result<TokenPair, Fail> {
+    pub(crate) async fn log_in(&self, request: &LoginRequest, call: &Call) -> Result<TokenPair, Fail> {
         let email = Email::parse(&request.email).ok();
-        let remote_address = shown(&request.remote_address, REMOTE_ADDRESS_CHARS_MAX);
-        let attempt = Attempt::new(email.as_ref().map_or(&request.email, Email::as_str), &remote_address);
-        attempt.pay(&self.0.pool, self.0.clock.now()).await?;
+        let attempt = Attempt::new(email.as_ref().map_or(&request.email, Email::as_str), &call.remote_address);
+        if let Some(throttled) = attempt.pay(&self.0.pool, self.0.clock.now()).await? {
+            return Err(self.refuse_throttled(throttled, email.as_ref(), call).await?);
+        }
 
         let credential = match &email {
             Some(email) => self.credential(email).await?,
             None => None,
         };
+        let user = credential.as_ref().map(|credential| credential.user);
         let Some(password) = Password::offer(&request.password) else {
             // Nobody has such a password, so refusing it unhashed tells nothing of the account.
-            return Err(self.refuse(credential, traceparent).await);
+            return Err(self.refuse(user, invalid().code(), call).await);
         };
         let stored = credential.as_ref().map(|credential| credential.password_hash.as_str());
         let verified = match self.0.hasher.verify(&password, stored).await {
@@ -53,8 +60,11 @@ impl Auth {
             }
         };
         let credential = match (verified, credential) {
+            (Verified::Yes | Verified::YesButStale, Some(credential)) if credential.is_disabled => {
+                return Err(self.refuse(user, DISABLED, call).await);
+            }
             (Verified::Yes | Verified::YesButStale, Some(credential)) => credential,
-            (_, credential) => return Err(self.refuse(credential, traceparent).await),
+            _ => return Err(self.refuse(user, invalid().code(), call).await),
         };
         let rehashed = match verified {
             // When too many wait, the next sign-in will do it.
@@ -68,13 +78,19 @@ impl Auth {
         if let Some(rehashed) = rehashed {
             credential.replace_hash(&mut transaction, &rehashed).await?;
         }
-        let account = Account::get(&mut transaction, credential.user).await?;
-        let user_agent = shown(&request.user_agent, USER_AGENT_CHARS_MAX);
-        let session = self.insert_session(&mut transaction, account.id, &remote_address, &user_agent, now).await?;
+        let account = Account::get_held(&mut transaction, credential.user).await?;
+        if account.is_disabled() {
+            // Since the password was looked up.
+            transaction.rollback().await?;
+            return Err(self.refuse(user, DISABLED, call).await);
+        }
+        let session = self.insert_session(&mut transaction, account.id, call, now).await?;
         let refresh_token = Self::start_family(&mut transaction, session.id).await?;
         let created = SessionCreated { user_id: account.id.to_string(), session_id: session.id.to_string() };
         let created = Event::new("auth.session.created", account.id, &created);
-        kit::outbox::write(&mut transaction, SCHEMA, &[created], &self.0.clock, traceparent).await?;
+        kit::outbox::write(&mut transaction, SCHEMA, &[created], &self.0.clock, call.traceparent.as_deref()).await?;
+        let act = by_password(call, Some(account.id)).by_user(account.id).after("session_id", session.id);
+        self.0.audit.record(&mut transaction, act).await?;
         attempt.give_back(&mut transaction).await?;
         transaction.commit().await?;
         self.token_pair(account, session, &refresh_token)
@@ -83,32 +99,52 @@ impl Auth {
     async fn credential(&self, email: &Email) -> Result<Option<Credential>, Fail> {
         let found = sqlx::query_as!(
             Credential,
-            r#"select id as "user", password_hash from auth.user where email = $1"#,
+            r#"select id as "user", password_hash, disabled_at is not null as "is_disabled!"
+               from auth.user
+               where email = $1"#,
             email.as_str(),
         );
         Ok(found.fetch_optional(&self.0.pool).await?)
     }
 
-    /// Writes down that an attempt failed, for a known and an unknown account alike, and makes the one refusal there is.
-    async fn refuse(&self, credential: Option<Credential>, traceparent: Option<&str>) -> Fail {
-        let user_id = credential.map(|credential| credential.user.to_string()).unwrap_or_default();
+    /// Writes down that an attempt failed and why, for a known and an unknown account alike, and makes the one refusal
+    /// there is: the reason is for the audit log alone.
+    async fn refuse(&self, user: Option<Uuid>, reason: &str, call: &Call) -> Fail {
+        let user_id = user.map(|user| user.to_string()).unwrap_or_default();
         let event = Event::new("auth.login.failed", user_id.clone(), &LoginFailed { user_id });
         let written = async {
-            let mut connection = self.0.pool.acquire().await?;
-            kit::outbox::write(&mut connection, SCHEMA, &[event], &self.0.clock, traceparent).await
+            let mut transaction = self.0.pool.begin().await?;
+            let trace = call.traceparent.as_deref();
+            kit::outbox::write(&mut transaction, SCHEMA, &[event], &self.0.clock, trace).await?;
+            self.0.audit.record(&mut transaction, by_password(call, user).refused(reason)).await?;
+            transaction.commit().await?;
+            Ok(())
         };
         match written.await {
-            Ok(()) => Fail::unauthenticated("auth.invalid_credentials", "The e-mail address or the password is wrong."),
+            Ok(()) => invalid(),
             Err(fail) => fail,
         }
+    }
+
+    /// The throttle's refusal, after it was written down where that is due.
+    async fn refuse_throttled(&self, throttled: Throttled, email: Option<&Email>, call: &Call) -> Result<Fail, Fail> {
+        if let Some(mut transaction) = throttled.untold {
+            let email = email.map(Email::as_str);
+            let user = sqlx::query_scalar!("select id from auth.user where email = $1", email)
+                .fetch_optional(&mut *transaction)
+                .await?;
+            let act = by_password(call, user).refused(throttled.fail.code());
+            self.0.audit.record(&mut transaction, act).await?;
+            transaction.commit().await?;
+        }
+        Ok(throttled.fail)
     }
 
     async fn insert_session(
         &self,
         connection: &mut PgConnection,
         user: Uuid,
-        remote_address: &str,
-        user_agent: &str,
+        call: &Call,
         now: DateTime<Utc>,
     ) -> Result<SessionGrant, Fail> {
         let id = self.0.clock.new_id();
@@ -121,8 +157,8 @@ impl Auth {
             user,
             now,
             expires_at,
-            remote_address,
-            user_agent,
+            call.remote_address,
+            call.user_agent,
         )
         .execute(connection)
         .await?;
@@ -133,6 +169,7 @@ impl Auth {
 struct Credential {
     user: Uuid,
     password_hash: String,
+    is_disabled: bool,
 }
 
 impl Credential {
@@ -150,7 +187,11 @@ impl Credential {
     }
 }
 
-/// What a client said of itself, bounded and fit to be shown in a list.
-fn shown(text: &str, chars_max: usize) -> String {
-    text.chars().filter(|c| !c.is_control()).take(chars_max).collect()
+/// An attempt to sign in, as the audit log has it. Nobody has signed in yet, whoever is meant.
+fn by_password(call: &Call, user: Option<Uuid>) -> Act {
+    Act::of(call, &acts::LOGIN, user.map(|user| user.to_string()).unwrap_or_default()).showing(Shown::Password)
+}
+
+fn invalid() -> Fail {
+    Fail::unauthenticated("auth.invalid_credentials", "The e-mail address or the password is wrong.")
 }

@@ -8,7 +8,13 @@
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use chrono::{DateTime, TimeDelta, Utc};
-use kit::{Fail, Secret, outbox::Event, telemetry::span};
+use kit::{
+    Fail, Secret,
+    audit::{Act, Credential},
+    grpc::Call,
+    outbox::Event,
+    telemetry::span,
+};
 use proto::{auth::TokenPair, events::TokenReused};
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -16,7 +22,7 @@ use uuid::Uuid;
 use crate::{
     Auth, SCHEMA,
     access_tokens::SessionGrant,
-    random,
+    acts, random,
     revocations::{self, EndReason},
     server_keys::ServerKey,
     users::Account,
@@ -108,8 +114,9 @@ impl Auth {
     ///
     /// # Errors
     /// All 401: `auth.invalid_token`, `auth.token_reused`, `auth.session_ended`, `auth.session_expired`.
-    pub(crate) async fn exchange(&self, token: &str, traceparent: Option<&str>) -> Result<TokenPair, Fail> {
+    pub(crate) async fn exchange(&self, token: &str, call: &Call) -> Result<TokenPair, Fail> {
         let token = RefreshToken::parse(token).ok_or_else(invalid)?;
+        let traceparent = call.traceparent.as_deref();
         let (pool, now) = (&self.0.pool, self.0.clock.now());
         let _told = span::transaction("auth.refresh");
         let mut transaction = pool.begin().await?;
@@ -130,7 +137,7 @@ impl Auth {
             generation: shown.generation,
             last_used_at: shown.last_used_at,
             expires_at: shown.expires_at,
-            end_reason: shown.end_reason.as_deref().map(str::parse).transpose()?,
+            end_reason: shown.end_reason.as_deref().map(EndReason::from),
         };
         let child = token.child(&self.0.keys.refresh);
         let generation = shown.shown_generation + 1;
@@ -141,21 +148,27 @@ impl Auth {
                 let event = TokenReused { user_id: shown.user_id.to_string(), session_id: shown.id.to_string() };
                 let event = Event::new("auth.token.reused", shown.user_id, &event);
                 kit::outbox::write(&mut transaction, SCHEMA, &[event], &self.0.clock, traceparent).await?;
-                self.end_session(&mut transaction, shown.id, None, EndReason::TokenReused, traceparent).await?;
+                let reason = EndReason::TokenReused;
+                self.end_session(&mut transaction, shown.id, None, reason, traceparent).await?;
+                let act = Act::of(call, &acts::REFRESH, shown.id).showing(Credential::RefreshToken);
+                let act = act.owned_by(shown.user_id).after("end_reason", reason.as_str()).refused(reused().code());
+                self.0.audit.record(&mut transaction, act).await?;
                 transaction.commit().await?;
                 tracing::warn!(session.id = %shown.id, "a spent refresh token came back and its session was ended");
                 revocations::tell(&self.0).await;
                 return Err(reused());
             }
             Verdict::Ended(EndReason::TokenReused) => return Err(reused()),
-            Verdict::Ended(_) => {
-                return Err(Fail::unauthenticated("auth.session_ended", "The session was ended. Sign in again."));
-            }
+            Verdict::Ended(_) => return Err(ended()),
             Verdict::Expired => {
                 return Err(Fail::unauthenticated("auth.session_expired", "The session has expired. Sign in again."));
             }
         }
         let account = Account::get(&mut transaction, shown.user_id).await?;
+        // Disabling ends every session, and a sign-in looks for it under a lock; an older replica's sign-in does not.
+        if account.is_disabled() {
+            return Err(ended());
+        }
         transaction.commit().await?;
         let session = SessionGrant { id: shown.id, generation, expires_at: shown.expires_at };
         self.token_pair(account, session, &child)
@@ -217,6 +230,11 @@ async fn insert(
 
 fn invalid() -> Fail {
     Fail::unauthenticated("auth.invalid_token", "The refresh token is not valid. Sign in again.")
+}
+
+/// What everybody is told whose session is over, whatever ended it.
+pub(crate) fn ended() -> Fail {
+    Fail::unauthenticated("auth.session_ended", "The session was ended. Sign in again.")
 }
 
 fn reused() -> Fail {

@@ -6,7 +6,7 @@
 //! that its last snapshot did not see as finished. A replica that cannot look ends its watchers' streams, so that they
 //! know that they know nothing.
 
-use std::{collections::HashSet, pin::Pin, str::FromStr, time::Duration};
+use std::{collections::HashSet, pin::Pin, time::Duration};
 
 use chrono::TimeDelta;
 use kit::{Fail, outbox::Event};
@@ -38,32 +38,50 @@ pub(crate) enum EndReason {
     /// From the list of sessions.
     Revoked,
     TokenReused,
+    /// By an administrator.
+    SignedOut,
+    UserDisabled,
+    /// Its tokens name a role that the user has no more.
+    RoleTaken,
+    /// What a newer version of this service calls by a word that this one does not know.
+    Other,
 }
 
 impl EndReason {
-    pub(crate) const ALL: [Self; 4] = [Self::LoggedOut, Self::LoggedOutEverywhere, Self::Revoked, Self::TokenReused];
+    pub(crate) const ALL: [Self; 8] = [
+        Self::LoggedOut,
+        Self::LoggedOutEverywhere,
+        Self::Revoked,
+        Self::TokenReused,
+        Self::SignedOut,
+        Self::UserDisabled,
+        Self::RoleTaken,
+        Self::Other,
+    ];
 
-    const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::LoggedOut => "logged_out",
             Self::LoggedOutEverywhere => "logged_out_everywhere",
             Self::Revoked => "revoked",
             Self::TokenReused => "token_reused",
+            Self::SignedOut => "signed_out",
+            Self::UserDisabled => "user_disabled",
+            Self::RoleTaken => "role_taken",
+            Self::Other => "other",
         }
     }
 }
 
-impl FromStr for EndReason {
-    type Err = Fail;
-    fn from_str(word: &str) -> Result<Self, Fail> {
-        let found = Self::ALL.into_iter().find(|reason| reason.as_str() == word);
-        found.ok_or_else(|| Fail::internal(format!("`{word}` is no reason for a session to end")))
+impl From<&str> for EndReason {
+    fn from(word: &str) -> Self {
+        Self::ALL.into_iter().find(|reason| reason.as_str() == word).unwrap_or(Self::Other)
     }
 }
 
 impl Auth {
-    /// Ends one live session, of `owner` where that is given. `false` where there is none. After the transaction has
-    /// committed, [`tell`] must follow.
+    /// Ends one live session, of `owner` where that is given: whose it was, `None` where there is none. After the
+    /// transaction has committed, [`tell`] must follow.
     ///
     /// # Errors
     /// As the database.
@@ -74,7 +92,7 @@ impl Auth {
         owner: Option<Uuid>,
         reason: EndReason,
         traceparent: Option<&str>,
-    ) -> Result<bool, Fail> {
+    ) -> Result<Option<Uuid>, Fail> {
         let user = sqlx::query_scalar!(
             "update auth.session
              set ended_at = $3, end_reason = $4, ended_in = pg_current_xact_id()
@@ -87,9 +105,11 @@ impl Auth {
         )
         .fetch_optional(&mut *transaction)
         .await?;
-        let Some(user) = user else { return Ok(false) };
-        kit::outbox::write(transaction, SCHEMA, &[revoked(user, session, reason)], &self.0.clock, traceparent).await?;
-        Ok(true)
+        if let Some(user) = user {
+            let word = [revoked(user, session, reason)];
+            kit::outbox::write(transaction, SCHEMA, &word, &self.0.clock, traceparent).await?;
+        }
+        Ok(user)
     }
 
     /// Ends every live session of a user; how many. After the transaction has committed, [`tell`] must follow.
@@ -102,7 +122,7 @@ impl Auth {
         user: Uuid,
         reason: EndReason,
         traceparent: Option<&str>,
-    ) -> Result<usize, Fail> {
+    ) -> Result<u32, Fail> {
         // Locked in one order, so that two of these at once do not wait for each other.
         let ended = sqlx::query_scalar!(
             "with live as (
@@ -121,7 +141,7 @@ impl Auth {
         .await?;
         let events: Vec<Event> = ended.iter().map(|session| revoked(user, *session, reason)).collect();
         kit::outbox::write(transaction, SCHEMA, &events, &self.0.clock, traceparent).await?;
-        Ok(ended.len())
+        Ok(u32::try_from(ended.len()).unwrap_or(u32::MAX))
     }
 
     /// Every ended session whose access tokens may be unexpired, then word that these were all, then each as it ends.

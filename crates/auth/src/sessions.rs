@@ -2,7 +2,7 @@
 //! stands in `login.rs`, staying in in `refresh.rs`, and how an end is told in `revocations.rs`.
 
 use chrono::{DateTime, TimeDelta, Utc};
-use kit::{Fail, clock::to_timestamp, cursor::page_rows, grpc::Call, identity::Caller, telemetry::span};
+use kit::{Fail, audit::Act, clock::to_timestamp, cursor::page_rows, grpc::Call, identity::Caller, telemetry::span};
 use proto::auth::{
     CheckSessionRequest, CheckSessionResponse, ListSessionsRequest, ListSessionsResponse, LoginRequest,
     LogoutAllRequest, LogoutAllResponse, LogoutRequest, LogoutResponse, RefreshRequest, RevokeSessionRequest,
@@ -14,7 +14,8 @@ use uuid::Uuid;
 use crate::{
     Auth,
     access_tokens::{Grant, SessionGrant},
-    refresh::RefreshToken,
+    acts,
+    refresh::{self, RefreshToken},
     revocations::{self, EndReason, Watch},
     users::Account,
 };
@@ -24,14 +25,12 @@ impl Sessions for Auth {
     type WatchRevocationsStream = Watch;
 
     async fn login(&self, request: Request<LoginRequest>) -> Result<Response<TokenPair>, Status> {
-        let traceparent = Call::of(&request)?.traceparent.clone();
-        let pair = self.log_in(request.into_inner(), traceparent.as_deref()).await?;
+        let pair = self.log_in(request.get_ref(), Call::of(&request)?).await?;
         Ok(Response::new(pair))
     }
 
     async fn refresh(&self, request: Request<RefreshRequest>) -> Result<Response<TokenPair>, Status> {
-        let traceparent = Call::of(&request)?.traceparent.as_deref();
-        let pair = self.exchange(&request.get_ref().refresh_token, traceparent).await?;
+        let pair = self.exchange(&request.get_ref().refresh_token, Call::of(&request)?).await?;
         Ok(Response::new(pair))
     }
 
@@ -44,7 +43,10 @@ impl Sessions for Auth {
         let mut transaction = self.0.pool.begin().await.map_err(Fail::from)?;
         let owner = Some(caller.subject);
         let reason = EndReason::LoggedOut;
-        self.end_session(&mut transaction, session, owner, reason, call.traceparent.as_deref()).await?;
+        if self.end_session(&mut transaction, session, owner, reason, call.traceparent.as_deref()).await?.is_some() {
+            let act = Act::of(call, &acts::LOGOUT, session).after("end_reason", reason.as_str());
+            self.0.audit.record(&mut transaction, act).await?;
+        }
         transaction.commit().await.map_err(Fail::from)?;
         revocations::tell(&self.0).await;
         Ok(Response::new(LogoutResponse {}))
@@ -57,9 +59,13 @@ impl Sessions for Auth {
         let mut transaction = self.0.pool.begin().await.map_err(Fail::from)?;
         let reason = EndReason::LoggedOutEverywhere;
         let ended = self.end_sessions_of(&mut transaction, user, reason, call.traceparent.as_deref()).await?;
+        if ended > 0 {
+            let act = Act::of(call, &acts::LOGOUT_ALL, user).after("sessions_ended", u64::from(ended));
+            self.0.audit.record(&mut transaction, act).await?;
+        }
         transaction.commit().await.map_err(Fail::from)?;
         revocations::tell(&self.0).await;
-        Ok(Response::new(LogoutAllResponse { ended: u32::try_from(ended).unwrap_or(u32::MAX) }))
+        Ok(Response::new(LogoutAllResponse { ended }))
     }
 
     async fn list(&self, request: Request<ListSessionsRequest>) -> Result<Response<ListSessionsResponse>, Status> {
@@ -70,18 +76,9 @@ impl Sessions for Auth {
 
     async fn revoke(&self, request: Request<RevokeSessionRequest>) -> Result<Response<RevokeSessionResponse>, Status> {
         let call = Call::of(&request)?;
-        let caller = call.caller()?;
-        self.live(caller).await?;
-        let not_found = || Fail::not_found("auth.session_not_found", "There is no such session.");
+        self.live(call.caller()?).await?;
         let session: Uuid = request.get_ref().id.parse().map_err(|_| not_found())?;
-        let owner = caller.narrowed_to("sessions:revoke");
-        let _told = span::transaction("auth.end_session_of");
-        let mut transaction = self.0.pool.begin().await.map_err(Fail::from)?;
-        let reason = EndReason::Revoked;
-        if !self.end_session(&mut transaction, session, owner, reason, call.traceparent.as_deref()).await? {
-            return Err(not_found().into());
-        }
-        transaction.commit().await.map_err(Fail::from)?;
+        self.revoke_session(call, session).await?;
         revocations::tell(&self.0).await;
         Ok(Response::new(RevokeSessionResponse {}))
     }
@@ -108,24 +105,45 @@ impl Auth {
     /// # Errors
     /// `auth.session_ended` (401).
     pub(crate) async fn live(&self, caller: &Caller) -> Result<Uuid, Fail> {
-        if self.is_live(caller).await? {
-            Ok(caller.subject)
-        } else {
-            Err(Fail::unauthenticated("auth.session_ended", "The session was ended. Sign in again."))
-        }
+        if self.is_live(caller).await? { Ok(caller.subject) } else { Err(refresh::ended()) }
     }
 
     /// A service account's token has no session and is live for as long as it lasts.
     async fn is_live(&self, caller: &Caller) -> Result<bool, Fail> {
         let Some(session) = caller.session else { return Ok(true) };
         let is_live = sqlx::query_scalar!(
-            r#"select exists(select from auth.session where id = $1 and ended_at is null and expires_at > $2) as "is_live!""#,
+            r#"select exists(
+                 select from auth.session
+                 join auth.user as owner on owner.id = session.user_id
+                 where session.id = $1 and ended_at is null and expires_at > $2 and disabled_at is null
+               ) as "is_live!""#,
             session,
             self.0.clock.now(),
         )
         .fetch_one(&self.0.pool)
         .await?;
         Ok(is_live)
+    }
+
+    /// Ends one session, the caller's own where its permission reaches no further.
+    async fn revoke_session(&self, call: &Call, session: Uuid) -> Result<(), Fail> {
+        let (act, reason) = (Act::of(call, &acts::REVOKE_SESSION, session), EndReason::Revoked);
+        let owner = call.caller()?.narrowed_to("sessions:revoke");
+        let _told = span::transaction("auth.end_session_of");
+        let mut transaction = self.0.pool.begin().await?;
+        let trace = call.traceparent.as_deref();
+        let Some(user) = self.end_session(&mut transaction, session, owner, reason, trace).await? else {
+            let owner = sqlx::query_scalar!("select user_id from auth.session where id = $1", session)
+                .fetch_optional(&mut *transaction)
+                .await?;
+            transaction.rollback().await?;
+            let act = owner.map_or(act.clone(), |owner| act.owned_by(owner));
+            return self.0.audit.witness(&self.0.pool, act, Err(not_found())).await;
+        };
+        let act = act.owned_by(user).after("end_reason", reason.as_str());
+        self.0.audit.record(&mut transaction, act).await?;
+        transaction.commit().await?;
+        Ok(())
     }
 
     async fn list_sessions(
@@ -176,6 +194,10 @@ impl Auth {
             user: Some(account.into_message()),
         })
     }
+}
+
+fn not_found() -> Fail {
+    Fail::not_found("auth.session_not_found", "There is no such session.")
 }
 
 fn no_session() -> Fail {

@@ -20,7 +20,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use kit::{Fail, telemetry::span};
-use sqlx::{PgConnection, PgPool};
+use sqlx::{PgConnection, PgPool, PgTransaction};
 
 use crate::random::sha256_of_parts;
 
@@ -37,6 +37,9 @@ const ACCOUNT_AT_ADDRESS: Limit =
 const ACCOUNT: Limit = Limit { name: "account", at_once: 50, then_one_per: TimeDelta::seconds(600) };
 const ADDRESS: Limit = Limit { name: "address", at_once: 100, then_one_per: TimeDelta::seconds(10) };
 
+/// The audit log hears of a full bucket at most so often, however many attempts it refuses.
+const TOLD_EVERY: TimeDelta = TimeDelta::seconds(60);
+
 impl Limit {
     /// Pays one attempt into a bucket that is empty at `empty_at`: when it is empty then, or how long it stays full.
     fn pay(&self, empty_at: DateTime<Utc>, now: DateTime<Utc>) -> Result<DateTime<Utc>, TimeDelta> {
@@ -44,6 +47,15 @@ impl Limit {
         let too_much = (empty_at - now) - self.then_one_per * (self.at_once - 1);
         if too_much > TimeDelta::zero() { Err(too_much) } else { Ok(empty_at + self.then_one_per) }
     }
+}
+
+/// An attempt that the throttle refuses.
+#[derive(Debug)]
+pub(crate) struct Throttled {
+    /// `auth.too_many_attempts` (429) with the time to wait.
+    pub(crate) fail: Fail,
+    /// There when a full bucket is to be told of now: the transaction that notes that it was, for the entry to be written in.
+    pub(crate) untold: Option<PgTransaction<'static>>,
 }
 
 /// One attempt to sign in, as the throttle sees it.
@@ -73,8 +85,8 @@ impl Attempt {
     /// Pays for the attempt, or refuses it and takes nothing.
     ///
     /// # Errors
-    /// `auth.too_many_attempts` (429) with the time to wait.
-    pub(crate) async fn pay(&self, pool: &PgPool, now: DateTime<Utc>) -> Result<(), Fail> {
+    /// As the database.
+    pub(crate) async fn pay(&self, pool: &PgPool, now: DateTime<Utc>) -> Result<Option<Throttled>, Fail> {
         let keys: Vec<Vec<u8>> = self.buckets.iter().map(|(key, _)| key.to_vec()).collect();
         let _told = span::transaction("auth.throttle");
         let mut transaction = pool.begin().await?;
@@ -83,14 +95,14 @@ impl Attempt {
             "insert into auth.login_throttle as bucket (key, empty_at)
              select key, $2 from unnest($1::bytea[]) as paid (key) order by key
              on conflict (key) do update set empty_at = bucket.empty_at
-             returning key, empty_at",
+             returning key, empty_at, told_at",
             &keys,
             now,
         )
         .fetch_all(&mut *transaction)
         .await?;
         let mut empty_at = Vec::with_capacity(keys.len());
-        let mut longest_wait = TimeDelta::zero();
+        let (mut longest_wait, mut untold) = (TimeDelta::zero(), Vec::new());
         for (key, limit) in &self.buckets {
             let row =
                 rows.iter().find(|row| row.key == key).ok_or_else(|| Fail::internal("a bucket was not locked"))?;
@@ -99,13 +111,23 @@ impl Attempt {
                 Err(wait) => {
                     metrics::counter!("guildhall_rate_limited_total", "limit" => limit.name).increment(1);
                     longest_wait = longest_wait.max(wait);
+                    if row.told_at.is_none_or(|told_at| told_at + TOLD_EVERY <= now) {
+                        untold.push(key.to_vec());
+                    }
                 }
             }
         }
         if longest_wait > TimeDelta::zero() {
-            transaction.rollback().await?;
-            return Err(Fail::limited("auth.too_many_attempts", "Too many attempts to sign in. Wait, then try again.")
-                .retry_after(longest_wait.to_std().unwrap_or_default()));
+            let fail = Fail::limited("auth.too_many_attempts", "Too many attempts to sign in. Wait, then try again.")
+                .retry_after(longest_wait.to_std().unwrap_or_default());
+            if untold.is_empty() {
+                transaction.rollback().await?;
+                return Ok(Some(Throttled { fail, untold: None }));
+            }
+            sqlx::query!("update auth.login_throttle set told_at = $2 where key = any($1)", &untold, now)
+                .execute(&mut *transaction)
+                .await?;
+            return Ok(Some(Throttled { fail, untold: Some(transaction) }));
         }
         sqlx::query!(
             "update auth.login_throttle as bucket
@@ -118,7 +140,7 @@ impl Attempt {
         .execute(&mut *transaction)
         .await?;
         transaction.commit().await?;
-        Ok(())
+        Ok(None)
     }
 
     /// Gives back what a successful attempt paid. Failures before it stay paid for: otherwise one's own account would

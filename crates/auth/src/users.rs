@@ -1,8 +1,13 @@
-//! Users: making one, and reading one's own.
+//! Users: making one, and reading one's own. How administrators find users stands in `users/list.rs`, what they do to them
+//! in `users/standing.rs`.
+
+mod list;
+mod standing;
 
 use chrono::{DateTime, Utc};
 use kit::{
     Fail, Personal,
+    audit::Act,
     clock::to_timestamp,
     fail::{Violation, on_constraint},
     grpc::{Call, IdempotencyKey},
@@ -11,14 +16,17 @@ use kit::{
     telemetry::span,
 };
 use proto::{
-    auth::{GetSelfRequest, RegisterRequest, User, users_server::Users},
+    auth::{
+        DisableUserRequest, EnableUserRequest, GetSelfRequest, GetUserRequest, ListUsersRequest, ListUsersResponse,
+        RegisterRequest, SetUserRolesRequest, SignOutUserRequest, SignOutUserResponse, User, users_server::Users,
+    },
     events::UserRegistered,
 };
 use sqlx::PgConnection;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use crate::{Auth, SCHEMA, email::Email, passwords::Password, random::sha256_of_parts};
+use crate::{Auth, SCHEMA, acts, email::Email, passwords::Password, random::sha256_of_parts};
 
 /// Longest display name in characters.
 const DISPLAY_NAME_CHARS_MAX: usize = 100;
@@ -28,8 +36,31 @@ impl Users for Auth {
     async fn register(&self, request: Request<RegisterRequest>) -> Result<Response<User>, Status> {
         let call = Call::of(&request)?;
         let registration = Registration::parse(request.get_ref())?;
-        let user = self.create_user(registration, call.idempotency.as_ref(), call.traceparent.clone()).await?;
-        Ok(Response::new(user))
+        Ok(Response::new(self.create_user(registration, call).await?))
+    }
+
+    async fn list(&self, request: Request<ListUsersRequest>) -> Result<Response<ListUsersResponse>, Status> {
+        Ok(Response::new(self.list_users(Call::of(&request)?, request.get_ref()).await?))
+    }
+
+    async fn get(&self, request: Request<GetUserRequest>) -> Result<Response<User>, Status> {
+        Ok(Response::new(self.get_user(Call::of(&request)?, &request.get_ref().id).await?))
+    }
+
+    async fn disable(&self, request: Request<DisableUserRequest>) -> Result<Response<User>, Status> {
+        Ok(Response::new(self.disable_user(Call::of(&request)?, request.get_ref()).await?))
+    }
+
+    async fn enable(&self, request: Request<EnableUserRequest>) -> Result<Response<User>, Status> {
+        Ok(Response::new(self.enable_user(Call::of(&request)?, request.get_ref()).await?))
+    }
+
+    async fn sign_out(&self, request: Request<SignOutUserRequest>) -> Result<Response<SignOutUserResponse>, Status> {
+        Ok(Response::new(self.sign_user_out(Call::of(&request)?, request.get_ref()).await?))
+    }
+
+    async fn set_roles(&self, request: Request<SetUserRolesRequest>) -> Result<Response<User>, Status> {
+        Ok(Response::new(self.set_user_roles(Call::of(&request)?, request.get_ref()).await?))
     }
 
     async fn get_self(&self, request: Request<GetSelfRequest>) -> Result<Response<User>, Status> {
@@ -82,14 +113,9 @@ fn violation(pointer: &str, code: &str, message: &str) -> Violation {
 
 impl Auth {
     /// Makes the user, once for an idempotency key.
-    async fn create_user(
-        &self,
-        registration: Registration,
-        idempotency: Option<&IdempotencyKey>,
-        traceparent: Option<String>,
-    ) -> Result<User, Fail> {
+    async fn create_user(&self, registration: Registration, call: &Call) -> Result<User, Fail> {
         let email = registration.email.as_str();
-        let idempotency = match idempotency {
+        let idempotency = match &call.idempotency {
             Some(idempotency) => Some(self.veil(email, idempotency).await?),
             None => None,
         };
@@ -97,14 +123,16 @@ impl Auth {
         let caller = uuid_of(&sha256_of_parts(&[b"register", email.as_bytes()]));
         // Hashed before the transaction begins: a core's work must not hold a connection.
         let password_hash = self.0.hasher.hash(&registration.password).await?;
-        let (auth, now) = (self.clone(), self.0.clock.now());
+        let (auth, call, now) = (self.clone(), call.clone(), self.0.clock.now());
         let _told = span::transaction("auth.register");
         let transaction = self.0.pool.begin().await?;
         let made = kit::idempotency::once(transaction, SCHEMA, caller, idempotency.as_ref(), now, move |transaction| {
             Box::pin(async move {
                 let Registration { email, display_name, .. } = registration;
                 let new = NewUser { email, display_name, password_hash, role: Role::Customer };
-                let account = auth.insert_user(transaction, new, traceparent.as_deref()).await?;
+                let account = auth.insert_user(transaction, new, call.traceparent.as_deref()).await?;
+                let act = Act::of(&call, &acts::REGISTER, account.id).after("roles", known_roles(&account.roles));
+                auth.0.audit.record(transaction, act).await?;
                 Ok(account.into_message())
             })
         });
@@ -163,6 +191,7 @@ impl Auth {
             display_name: new.display_name,
             roles: vec![new.role.as_str().to_owned()],
             created_at,
+            disabled_at: None,
         })
     }
 }
@@ -184,6 +213,7 @@ pub(crate) struct Account {
     display_name: Personal,
     pub(crate) roles: Vec<String>,
     created_at: DateTime<Utc>,
+    disabled_at: Option<DateTime<Utc>>,
 }
 
 impl Account {
@@ -192,7 +222,7 @@ impl Account {
     pub(crate) async fn get(connection: &mut PgConnection, id: Uuid) -> Result<Self, Fail> {
         sqlx::query_as!(
             Self,
-            r#"select id, email, display_name, created_at,
+            r#"select id, email, display_name, created_at, disabled_at,
                  array(select role from auth.user_role where user_id = $1 order by role) as "roles!"
                from auth.user
                where id = $1"#,
@@ -200,7 +230,23 @@ impl Account {
         )
         .fetch_optional(connection)
         .await?
-        .ok_or_else(|| Fail::not_found("auth.user_not_found", "There is no such user."))
+        .ok_or_else(not_found)
+    }
+
+    /// As [`get`](Self::get), and holds who the user is and what it may do until the transaction ends: nobody disables it
+    /// or takes a role from it meanwhile. Two statements, since roles that were read with the waiting one would be those
+    /// of before the wait.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub(crate) async fn get_held(transaction: &mut PgConnection, id: Uuid) -> Result<Self, Fail> {
+        sqlx::query!("select id from auth.user where id = $1 for share", id).fetch_optional(&mut *transaction).await?;
+        Self::get(transaction, id).await
+    }
+
+    /// Whether it may sign in no more.
+    pub(crate) fn is_disabled(&self) -> bool {
+        self.disabled_at.is_some()
     }
 
     pub(crate) fn into_message(self) -> User {
@@ -211,8 +257,18 @@ impl Account {
             roles: self.roles,
             created_at: Some(to_timestamp(self.created_at)),
             replayed: false,
+            disabled_at: self.disabled_at.map(to_timestamp),
         }
     }
+}
+
+fn not_found() -> Fail {
+    Fail::not_found("auth.user_not_found", "There is no such user.")
+}
+
+/// The roles among these that this version knows: the words of the code and not of the table.
+pub(crate) fn known_roles(roles: &[String]) -> Vec<&'static str> {
+    roles.iter().filter_map(|role| role.parse().ok()).map(Role::as_str).collect()
 }
 
 /// A UUIDv8 (RFC 9562, section 5.8) of a hash.

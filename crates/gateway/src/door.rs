@@ -135,7 +135,9 @@ impl Door {
             self.revocations.admit(&call, || self.sessions()).await?;
             call
         };
-        Ok(call.with_traceparent(context.traceparent.clone()))
+        let address = context.client.map(|address| address.to_string()).unwrap_or_default();
+        let user_agent = headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        Ok(call.with_origin(address, user_agent).with_traceparent(context.traceparent.clone()))
     }
 }
 

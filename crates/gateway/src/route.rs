@@ -54,7 +54,7 @@ use schemars::{SchemaGenerator, generate::SchemaSettings};
 
 pub use answer::{Answer, Content, Described, Events, NoContent, Page, Reply};
 pub use ask::{
-    Ask, BodyInput, Bounds, Id, Json, JsonOrNothing, Named, Nothing, Origin, Parameter, PathInput, Query, QueryInput,
+    Ask, BodyInput, Bounds, Id, Json, JsonOrNothing, Named, Nothing, Parameter, PathInput, Query, QueryInput,
     UploadBody,
 };
 pub use shape::Shape;

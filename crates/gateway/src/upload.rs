@@ -204,6 +204,7 @@ impl Upload {
     /// The caller's request without the caller's token.
     fn call_by_ticket(&self) -> Call {
         Call::anonymous(&self.call.request_id)
+            .with_origin(&self.call.remote_address, &self.call.user_agent)
             .with_traceparent(self.call.traceparent.clone())
             .with_idempotency(self.call.idempotency.clone())
     }

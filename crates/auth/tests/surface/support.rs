@@ -10,11 +10,13 @@ use kit::{
     tasks::Tasks,
     testing::TestDatabase,
 };
+use prost::Message as _;
 use proto::auth::{
     GetSelfRequest, ListSigningKeysRequest, LoginRequest, RefreshRequest, RegisterRequest, TokenPair, User,
     service_keys_client::ServiceKeysClient, sessions_client::SessionsClient, signing_keys_client::SigningKeysClient,
     users_client::UsersClient,
 };
+use proto::events::ActRecorded;
 use sqlx::{AssertSqlSafe, PgPool};
 use tonic::{Request, Response, Status};
 
@@ -22,6 +24,7 @@ pub(crate) const ISSUER: &str = "https://guildhall.test";
 pub(crate) const EMAIL: &str = "ada@example.com";
 pub(crate) const PASSWORD: &str = "correct horse battery";
 pub(crate) const ADDRESS: &str = "192.0.2.7";
+pub(crate) const AGENT: &str = "a test";
 
 /// One replica of the service, and what it stands on.
 pub(crate) struct Service {
@@ -99,13 +102,8 @@ impl Service {
     }
 
     pub(crate) async fn try_login(&self, email: &str, password: &str, address: &str) -> Result<TokenPair, Fail> {
-        let request = LoginRequest {
-            email: email.to_owned(),
-            password: password.to_owned(),
-            remote_address: address.to_owned(),
-            user_agent: "a test".to_owned(),
-        };
-        answer(self.sessions().login(anonymous().request(request)).await)
+        let request = LoginRequest { email: email.to_owned(), password: password.to_owned() };
+        answer(self.sessions().login(anonymous().with_origin(address, AGENT).request(request)).await)
     }
 
     /// A new user, signed in.
@@ -139,9 +137,29 @@ impl Service {
         answer(self.service_keys().exchange(anonymous().request(request)).await).map(|token| token.access_token)
     }
 
-    /// What the outbox tells, as `type` and `subject`, oldest first.
+    /// The first administrator, signed in.
+    pub(crate) async fn admin(&self) -> TokenPair {
+        let password = Secret::new(PASSWORD.to_owned());
+        let first = self.auth.ensure_first_admin(&password).await.expect("made").expect("the first");
+        self.login(&first.email).await
+    }
+
+    /// What the outbox tells, as `type` and `subject`, oldest first. The audit log's entries are [`acts`](Self::acts).
     pub(crate) async fn told(&self) -> Vec<(String, String)> {
-        sqlx::query_as("select type, subject from auth.outbox order by id").fetch_all(self.pool()).await.expect("rows")
+        sqlx::query_as("select type, subject from auth.outbox where type <> 'auth.act.recorded' order by id")
+            .fetch_all(self.pool())
+            .await
+            .expect("rows")
+    }
+
+    /// The entries for the audit log, oldest first.
+    pub(crate) async fn acts(&self) -> Vec<ActRecorded> {
+        let rows: Vec<Vec<u8>> =
+            sqlx::query_scalar("select data from auth.outbox where type = 'auth.act.recorded' order by id")
+                .fetch_all(self.pool())
+                .await
+                .expect("rows");
+        rows.iter().map(|data| ActRecorded::decode(data.as_slice()).expect("an entry")).collect()
     }
 
     pub(crate) async fn times_told(&self, kind: &str) -> usize {
@@ -176,7 +194,9 @@ pub(crate) fn anonymous() -> Call {
 
 /// A request by the holder of an access token.
 pub(crate) fn by<T>(access_token: &str, message: T) -> Request<T> {
-    Call::with_token(Secret::new(access_token.to_owned()), "a request of a test").request(message)
+    Call::with_token(Secret::new(access_token.to_owned()), "a request of a test")
+        .with_origin(ADDRESS, AGENT)
+        .request(message)
 }
 
 pub(crate) fn answer<T>(answer: Result<Response<T>, Status>) -> Result<T, Fail> {

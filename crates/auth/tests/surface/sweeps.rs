@@ -58,13 +58,13 @@ async fn what_happened_is_kept_for_a_week_and_idempotency_keys_for_a_day() {
     service.try_register(EMAIL, key("k", 1)).await.expect("a user");
     service.clock.advance(DAY - Duration::from_secs(1));
     sweep(&service).await;
-    assert_eq!((service.count("idempotency_key").await, service.count("outbox").await), (1, 1));
+    assert_eq!((service.count("idempotency_key").await, service.count("outbox").await), (1, 2));
     service.clock.advance(Duration::from_secs(1));
     sweep(&service).await;
-    assert_eq!((service.count("idempotency_key").await, service.count("outbox").await), (0, 1));
+    assert_eq!((service.count("idempotency_key").await, service.count("outbox").await), (0, 2));
     service.clock.advance(DAY * 6 + Duration::from_secs(1));
     sweep(&service).await;
-    assert_eq!(service.count("outbox").await, 1, "nobody has heard of it yet");
+    assert_eq!(service.count("outbox").await, 2, "nobody has heard of it yet");
     sqlx::query("update auth.outbox set published_at = at").execute(service.pool()).await.expect("a mark");
     sweep(&service).await;
     assert_eq!(service.count("outbox").await, 0);

@@ -1,6 +1,6 @@
 //! What a handler is asked: the verified call, and the path, query and body as types.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
@@ -13,36 +13,17 @@ use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::Shape;
-use crate::{door::Door, edge::RequestContext};
-
-const USER_AGENT_MAX: usize = 256;
+use crate::door::Door;
 
 /// One request, parsed and admitted.
 #[derive(Debug)]
 pub struct Ask<P = Nothing, Q = Nothing, B = Nothing> {
     pub(crate) door: Arc<Door>,
     pub(crate) call: Call,
-    pub(crate) origin: Origin,
     pub(crate) headers: HeaderMap,
     pub(crate) path: P,
     pub(crate) query: Q,
     pub(crate) body: B,
-}
-
-/// Where a request came from.
-#[derive(Debug, Clone)]
-pub struct Origin {
-    /// The client's address, behind the proxies that are trusted.
-    pub address: Option<IpAddr>,
-    /// As it says of itself, cut to 256 characters.
-    pub user_agent: String,
-}
-
-impl Origin {
-    pub(super) fn of(headers: &HeaderMap, context: &RequestContext) -> Self {
-        let user_agent = headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        Self { address: context.client, user_agent: user_agent.chars().take(USER_AGENT_MAX).collect() }
-    }
 }
 
 /// A parameter in path or query, as OpenAPI lists it.

@@ -12,7 +12,7 @@ use kit::{
 };
 use sha2::{Digest as _, Sha256};
 
-use super::{Answer, Ask, BodyInput, Bounds, Declared, Handle, Idempotency, Origin, PathInput, QueryInput};
+use super::{Answer, Ask, BodyInput, Bounds, Declared, Handle, Idempotency, PathInput, QueryInput};
 use crate::{door::Door, edge::RequestContext, problem::Refusal};
 
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
@@ -67,8 +67,7 @@ async fn ask<P: PathInput, Q: QueryInput, B: BodyInput>(
     let call = call.with_idempotency(
         key.map(|key| IdempotencyKey { key, digest: request_digest(&head.method, head.uri.path(), &digest) }),
     );
-    let origin = Origin::of(&head.headers, &context);
-    Ok(Ask { door, call, origin, headers: head.headers, path, query, body })
+    Ok(Ask { door, call, headers: head.headers, path, query, body })
 }
 
 fn nothing_here() -> Fail {

@@ -153,12 +153,7 @@ async fn register(ask: Ask<Nothing, Nothing, Json<Registration>>) -> Result<Repl
 
 async fn login(ask: Ask<Nothing, Nothing, Json<Credentials>>) -> Result<Reply<200, Tokens>, Fail> {
     let Json(Credentials { email, password }) = ask.body;
-    let message = rpc::LoginRequest {
-        email,
-        password,
-        remote_address: ask.origin.address.map(|address| address.to_string()).unwrap_or_default(),
-        user_agent: ask.origin.user_agent,
-    };
+    let message = rpc::LoginRequest { email, password };
     let pair = ask.door.sessions().login(ask.call.request(message)).await?.into_inner();
     Ok(Reply::new(Tokens::read(pair)?))
 }

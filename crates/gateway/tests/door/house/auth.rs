@@ -9,10 +9,12 @@ use kit::{
 };
 use parking_lot::Mutex;
 use proto::auth::{
-    CheckSessionRequest, CheckSessionResponse, ExchangeServiceKeyRequest, GetSelfRequest, ListSessionsRequest,
-    ListSessionsResponse, ListSigningKeysRequest, LoginRequest, LogoutAllRequest, LogoutAllResponse, LogoutRequest,
+    CheckSessionRequest, CheckSessionResponse, DisableUserRequest, EnableUserRequest, ExchangeServiceKeyRequest,
+    GetSelfRequest, GetUserRequest, ListSessionsRequest, ListSessionsResponse, ListSigningKeysRequest,
+    ListUsersRequest, ListUsersResponse, LoginRequest, LogoutAllRequest, LogoutAllResponse, LogoutRequest,
     LogoutResponse, RefreshRequest, RegisterRequest, Revocation, RevokeSessionRequest, RevokeSessionResponse,
-    ServiceToken, Session, SigningKeySet, TokenPair, User, WatchRevocationsRequest,
+    ServiceToken, Session, SetUserRolesRequest, SignOutUserRequest, SignOutUserResponse, SigningKeySet, TokenPair,
+    User, WatchRevocationsRequest,
     revocation::What,
     service_keys_server::{ServiceKeys, ServiceKeysServer},
     sessions_server::{Sessions, SessionsServer},
@@ -38,7 +40,8 @@ pub(crate) struct Auth {
     feeds_opened: watch::Sender<u32>,
     state: Mutex<State>,
     pub(crate) checks: watch::Sender<u32>,
-    pub(crate) login: Mutex<Option<LoginRequest>>,
+    /// The call that the last sign-in came with.
+    pub(crate) login: Mutex<Option<Call>>,
     /// The keys that registrations came with.
     pub(crate) registered: Mutex<Vec<IdempotencyKey>>,
 }
@@ -117,7 +120,15 @@ impl Auth {
             roles: vec!["customer".into()],
             created_at: Some(prost_types::Timestamp { seconds: 1_700_000_000, nanos: 0 }),
             replayed: false,
+            disabled_at: None,
         }
+    }
+
+    /// There is every user but the one whose id is nothing but ones.
+    fn known(&self, id: &str) -> Result<User, Fail> {
+        let id = id.parse().ok().filter(|id| *id != Uuid::max());
+        let id = id.ok_or_else(|| Fail::not_found("auth.user_not_found", "There is no such user."))?;
+        Ok(self.user(id))
     }
 
     fn pair(&self) -> TokenPair {
@@ -143,6 +154,32 @@ impl Users for Auth {
         registered.extend(key);
         Ok(Response::new(User { replayed, ..self.user(Uuid::nil()) }))
     }
+    async fn list(&self, _: Request<ListUsersRequest>) -> Result<Response<ListUsersResponse>, Status> {
+        let items = vec![self.user(Uuid::nil())];
+        Ok(Response::new(ListUsersResponse { items, next_cursor: String::new() }))
+    }
+    async fn get(&self, request: Request<GetUserRequest>) -> Result<Response<User>, Status> {
+        Ok(Response::new(self.known(&request.get_ref().id)?))
+    }
+    async fn disable(&self, request: Request<DisableUserRequest>) -> Result<Response<User>, Status> {
+        let user = self.known(&request.get_ref().id)?;
+        if user.id == Call::of(&request)?.caller()?.subject.to_string() {
+            return Err(Fail::forbidden("auth.not_yourself", "You cannot disable yourself.").into());
+        }
+        let disabled_at = Some(prost_types::Timestamp { seconds: 1_700_000_060, nanos: 0 });
+        Ok(Response::new(User { disabled_at, ..user }))
+    }
+    async fn enable(&self, request: Request<EnableUserRequest>) -> Result<Response<User>, Status> {
+        Ok(Response::new(self.known(&request.get_ref().id)?))
+    }
+    async fn sign_out(&self, request: Request<SignOutUserRequest>) -> Result<Response<SignOutUserResponse>, Status> {
+        self.known(&request.get_ref().id)?;
+        Ok(Response::new(SignOutUserResponse { ended: 2 }))
+    }
+    async fn set_roles(&self, request: Request<SetUserRolesRequest>) -> Result<Response<User>, Status> {
+        let user = self.known(&request.get_ref().id)?;
+        Ok(Response::new(User { roles: request.into_inner().roles, ..user }))
+    }
     async fn get_self(&self, request: Request<GetSelfRequest>) -> Result<Response<User>, Status> {
         Ok(Response::new(self.user(Call::of(&request)?.caller()?.subject)))
     }
@@ -153,9 +190,8 @@ impl Sessions for Auth {
     type WatchRevocationsStream = Pin<Box<dyn Stream<Item = Result<Revocation, Status>> + Send>>;
 
     async fn login(&self, request: Request<LoginRequest>) -> Result<Response<TokenPair>, Status> {
-        let request = request.into_inner();
-        let is_right = request.password == "right";
-        *self.login.lock() = Some(request);
+        *self.login.lock() = Some(Call::of(&request)?.clone());
+        let is_right = request.get_ref().password == "right";
         if is_right {
             Ok(Response::new(self.pair()))
         } else {
