@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use kit::{Fail, clock::to_timestamp, cursor::page_rows, grpc::Call, idempotency, identity::Caller, telemetry::span};
+use kit::{
+    Fail, audit::Act, clock::to_timestamp, cursor::page_rows, grpc::Call, idempotency, identity::Caller,
+    telemetry::span,
+};
 use proto::jobs::{
     AddBatchJobsRequest, Batch, BatchCounts, BatchState, CancelBatchRequest, CloseBatchRequest, CreateBatchRequest,
     GetBatchRequest, ListBatchesRequest, ListBatchesResponse, SubmitJobsResponse, SubmittedJob, WatchRequest,
@@ -14,7 +17,7 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use crate::{
-    Core, SCHEMA,
+    Core, SCHEMA, acts,
     engine::{self, NewJob, Place, Stream, Subject, Telling},
     jobs::check_reason,
     submissions::{self, Origin},
@@ -58,11 +61,12 @@ impl batches_server::Batches for Batches {
     }
 
     async fn cancel(&self, request: Request<CancelBatchRequest>) -> Result<Response<Batch>, Status> {
-        let caller = Call::of(&request)?.caller()?;
-        let asked = request.get_ref();
-        let batch = get(&self.0, caller, "batches:cancel", &asked.id).await?;
-        check_reason(&asked.reason)?;
-        self.0.engine.cancel_batch(batch.id, caller.subject, &asked.reason).await?;
+        let call = Call::of(&request)?;
+        let (caller, asked) = (call.caller()?, request.get_ref());
+        let batch = find(&self.0, &asked.id).await?;
+        let act = Act::of(call, &acts::CANCEL_BATCH, batch.id).owned_by(batch.owner_id).because(&asked.reason);
+        let came_to = cancel(&self.0, caller, &batch, &asked.reason, act.clone()).await;
+        self.0.witness(act, came_to).await?;
         Ok(Response::new(get(&self.0, caller, "batches:read", &asked.id).await?.into()))
     }
 
@@ -304,7 +308,21 @@ async fn add_jobs(core: &Core, call: &Call, asked: AddBatchJobsRequest) -> Resul
     Ok(SubmitJobsResponse { replayed: is_replayed, ..answer })
 }
 
+async fn cancel(core: &Core, caller: &Caller, batch: &Row, reason: &str, act: Act) -> Result<(), Fail> {
+    if !caller.may_touch("batches:cancel", batch.owner_id) {
+        return Err(not_found());
+    }
+    check_reason(reason)?;
+    core.engine.cancel_batch(batch.id, caller.subject, reason, act).await
+}
+
 async fn get(core: &Core, caller: &Caller, permission: &str, id: &str) -> Result<Row, Fail> {
+    let row = find(core, id).await?;
+    if caller.may_touch(permission, row.owner_id) { Ok(row) } else { Err(not_found()) }
+}
+
+/// A batch, whosever it is.
+async fn find(core: &Core, id: &str) -> Result<Row, Fail> {
     let id = Uuid::try_parse(id).map_err(|_| not_found())?;
     sqlx::query_as!(
         Row,
@@ -316,7 +334,6 @@ async fn get(core: &Core, caller: &Caller, permission: &str, id: &str) -> Result
     )
     .fetch_optional(&core.pool)
     .await?
-    .filter(|row| caller.may_touch(permission, row.owner_id))
     .ok_or_else(not_found)
 }
 

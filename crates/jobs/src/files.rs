@@ -16,7 +16,7 @@ mod uploads;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use kit::{Fail, clock::to_timestamp, cursor::page_rows, grpc::Call, telemetry::span};
+use kit::{Fail, audit::Act, clock::to_timestamp, cursor::page_rows, grpc::Call, telemetry::span};
 use proto::jobs::{
     AbandonFilesRequest, AbandonFilesResponse, CompleteFilesRequest, CompleteFilesResponse, ExtendFilesRequest, File,
     GetFileRequest, ListFilesRequest, ListFilesResponse, RemoveFileRequest, RemoveFileResponse, ReserveFilesRequest,
@@ -26,7 +26,7 @@ use sqlx::PgConnection;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use crate::Core;
+use crate::{Core, acts};
 
 pub(crate) use attempts::{create_for_attempt, doom_for_attempts, find_whole, make_whole_for_attempts};
 pub(crate) use sweep::{check_usage, sweep_files, sweep_storage};
@@ -75,8 +75,7 @@ impl files_server::Files for Files {
     }
 
     async fn remove(&self, request: Request<RemoveFileRequest>) -> Result<Response<RemoveFileResponse>, Status> {
-        let owner = Call::of(&request)?.caller()?.narrowed_to("files:write");
-        remove(&self.0, owner, &request.get_ref().id).await?;
+        remove(&self.0, Call::of(&request)?, &request.get_ref().id).await?;
         Ok(Response::new(RemoveFileResponse {}))
     }
 }
@@ -166,11 +165,20 @@ async fn list(core: &Core, owner: Option<Uuid>, asked: &ListFilesRequest) -> Res
     Ok(ListFilesResponse { items: rows.into_iter().map(File::from).collect(), next_cursor })
 }
 
-/// The file is gone for everyone at once; its bytes leave with the next sweep.
-async fn remove(core: &Core, owner: Option<Uuid>, id: &str) -> Result<(), Fail> {
-    let file = get(core, owner, id).await?;
+async fn remove(core: &Core, call: &Call, id: &str) -> Result<(), Fail> {
+    let file = get(core, None, id).await?;
     let (id, owner): (Uuid, Uuid) =
         (file.id.parse().map_err(Fail::internal)?, file.owner_id.parse().map_err(Fail::internal)?);
+    let act = Act::of(call, &acts::REMOVE_FILE, id).owned_by(owner);
+    let came_to = match call.caller()?.may_touch("files:write", owner) {
+        true => doom(core, id, owner, act.clone()).await,
+        false => Err(not_found()),
+    };
+    core.witness(act, came_to).await
+}
+
+/// The file is gone for everyone at once; its bytes leave with the next sweep.
+async fn doom(core: &Core, id: Uuid, owner: Uuid, act: Act) -> Result<(), Fail> {
     let now = core.clock.now();
     let _told = span::transaction("jobs.remove_file");
     let mut transaction = core.pool.begin().await?;
@@ -187,6 +195,8 @@ async fn remove(core: &Core, owner: Option<Uuid>, id: &str) -> Result<(), Fail> 
     .await?;
     let size_bytes = removed.ok_or_else(not_found)?;
     add_usage(&mut transaction, owner, -size_bytes).await?;
+    let act = act.before("size_bytes", size_bytes.unsigned_abs());
+    core.engine.ground.audit.record(&mut transaction, act).await?;
     transaction.commit().await?;
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kit::{Fail, grpc::Call, outbox, telemetry::span};
+use kit::{Fail, audit::Act, grpc::Call, identity::Caller, outbox, telemetry::span};
 use proto::jobs::{
     CancelJobRequest, GetJobRequest, Job, ListAttemptsRequest, ListAttemptsResponse, ListJobsRequest, ListJobsResponse,
     ListLogsRequest, ListLogsResponse, RetryJobRequest, SubmitJobsRequest, SubmitJobsResponse, WatchRequest,
@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use crate::{
-    Core, SCHEMA,
+    Core, SCHEMA, acts,
     engine::{self, Place, State, Stream, Subject, Telling},
     reads,
     submissions::{self, Origin, Submission},
@@ -42,19 +42,22 @@ impl jobs_server::Jobs for Jobs {
     }
 
     async fn cancel(&self, request: Request<CancelJobRequest>) -> Result<Response<Job>, Status> {
-        let caller = Call::of(&request)?.caller()?;
-        let asked = request.get_ref();
-        let id = touchable(&self.0, caller, "jobs:cancel", &asked.id).await?;
-        check_reason(&asked.reason)?;
-        self.0.engine.cancel_job(id, caller.subject, &asked.reason).await?;
+        let call = Call::of(&request)?;
+        let (caller, asked) = (call.caller()?, request.get_ref());
+        let (id, owner) = find(&self.0, &asked.id).await?;
+        let act = Act::of(call, &acts::CANCEL_JOB, id).owned_by(owner).because(&asked.reason);
+        let came_to = cancel(&self.0, caller, id, owner, &asked.reason, act.clone()).await;
+        self.0.witness(act, came_to).await?;
         Ok(Response::new(reads::get_job(&self.0, caller, &asked.id).await?))
     }
 
     async fn retry(&self, request: Request<RetryJobRequest>) -> Result<Response<Job>, Status> {
-        let caller = Call::of(&request)?.caller()?;
-        let asked = request.get_ref();
-        let id = touchable(&self.0, caller, "jobs:retry", &asked.id).await?;
-        retry(&self.0, id).await?;
+        let call = Call::of(&request)?;
+        let (caller, asked) = (call.caller()?, request.get_ref());
+        let (id, owner) = find(&self.0, &asked.id).await?;
+        let act = Act::of(call, &acts::RETRY_JOB, id).owned_by(owner);
+        let came_to = retry(&self.0, caller, id, owner, act.clone()).await;
+        self.0.witness(act, came_to).await?;
         Ok(Response::new(reads::get_job(&self.0, caller, &asked.id).await?))
     }
 
@@ -76,7 +79,8 @@ impl jobs_server::Jobs for Jobs {
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Stream>, Status> {
         let caller = Call::of(&request)?.caller()?;
         let asked = request.get_ref();
-        let id = touchable(&self.0, caller, "jobs:read", &asked.id).await?;
+        let (id, owner) = find(&self.0, &asked.id).await?;
+        check_may(caller, "jobs:read", owner)?;
         let ground = &self.0.engine.ground;
         Ok(Response::new(engine::watch(ground, &self.0.tasks, Subject::Job, id, asked.after_offset)))
     }
@@ -109,23 +113,38 @@ async fn checked(core: &Core, call: &Call, asked: SubmitJobsRequest) -> Result<V
     submissions::check(core, call.caller()?, &Origin::of(call)?, asked.jobs, |_| Place::Alone).await
 }
 
-/// The id of a job that the caller may touch under `permission`.
+/// A job's id, and whose it is.
 ///
 /// # Errors
-/// `jobs.job_not_found`, for a stranger's and for a malformed id alike.
-async fn touchable(core: &Core, caller: &kit::identity::Caller, permission: &str, id: &str) -> Result<Uuid, Fail> {
+/// `jobs.job_not_found`, for a malformed id too.
+async fn find(core: &Core, id: &str) -> Result<(Uuid, Uuid), Fail> {
     let id = Uuid::try_parse(id).map_err(|_| not_found())?;
     let owner = sqlx::query_scalar!(r#"select owner_id as "owner_id!" from jobs.any_job where id = $1"#, id)
         .fetch_optional(&core.pool)
         .await?
         .ok_or_else(not_found)?;
-    if caller.may_touch(permission, owner) { Ok(id) } else { Err(not_found()) }
+    Ok((id, owner))
+}
+
+/// Lets a caller pass who may touch the owner's jobs under `permission`.
+///
+/// # Errors
+/// `jobs.job_not_found`: a stranger's job is not there.
+fn check_may(caller: &Caller, permission: &str, owner: Uuid) -> Result<(), Fail> {
+    if caller.may_touch(permission, owner) { Ok(()) } else { Err(not_found()) }
+}
+
+async fn cancel(core: &Core, caller: &Caller, id: Uuid, owner: Uuid, reason: &str, act: Act) -> Result<(), Fail> {
+    check_may(caller, "jobs:cancel", owner)?;
+    check_reason(reason)?;
+    core.engine.cancel_job(id, caller.subject, reason, act).await
 }
 
 /// Puts a dead letter or cancelled job back into its queue, under its id. Its attempts are counted on, and it is granted
 /// `max_attempts` anew. A batch it belongs to is opened again, and will finalize again; a parent starts over with a new
 /// batch.
-async fn retry(core: &Core, id: Uuid) -> Result<(), Fail> {
+async fn retry(core: &Core, caller: &Caller, id: Uuid, owner: Uuid, act: Act) -> Result<(), Fail> {
+    check_may(caller, "jobs:retry", owner)?;
     let now = core.clock.now();
     let _told = span::transaction("jobs.retry");
     let mut transaction = core.pool.begin().await?;
@@ -178,6 +197,8 @@ async fn retry(core: &Core, id: Uuid) -> Result<(), Fail> {
     };
     let event = outbox::Event::new("jobs.job.retried", id, &word);
     outbox::write(&mut transaction, SCHEMA, &[event], &core.clock, None).await?;
+    let act = act.before("state", was.as_str()).after("state", State::Queued.as_str());
+    core.engine.ground.audit.record(&mut transaction, act).await?;
     let streams = telling.append(&mut transaction, now).await?;
     transaction.commit().await?;
     core.engine.after(streams, true);

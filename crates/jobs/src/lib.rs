@@ -5,6 +5,7 @@
 //! `workers.rs` assigns over the stream and hears outcomes, `engine/finish.rs` ends the attempt in one transaction with
 //! batch counters and outbox, `engine/live.rs` tells watchers.
 
+mod acts;
 mod attempts;
 mod batches;
 mod engine;
@@ -19,7 +20,7 @@ mod workers;
 
 use std::{sync::Arc, time::Duration};
 
-use kit::{Clock, Fail, cursor::CursorKey, db::Schema, storage::Storage, tasks::Tasks};
+use kit::{Clock, Fail, audit::Act, cursor::CursorKey, db::Schema, storage::Storage, tasks::Tasks};
 use proto::{
     jobs::{
         batches_server::BatchesServer, files_server::FilesServer, jobs_server::JobsServer, queues_server::QueuesServer,
@@ -30,6 +31,7 @@ use proto::{
 use sqlx::PgPool;
 use tonic::service::Routes;
 
+pub use acts::ACTS;
 pub use settings::Settings;
 
 /// The service's schema in the database.
@@ -55,6 +57,13 @@ pub(crate) struct Core {
     pub(crate) engine: engine::Engine,
     pub(crate) submitter: engine::Group<submissions::Submission, submissions::Taken>,
     pub(crate) tasks: Tasks,
+}
+
+impl Core {
+    /// Passes on what an act came to, after a refusal has been written into the audit log.
+    pub(crate) async fn witness<T>(&self, act: Act, came_to: Result<T, Fail>) -> Result<T, Fail> {
+        self.engine.ground.audit.witness(&self.pool, act, came_to).await
+    }
 }
 
 /// The running service.

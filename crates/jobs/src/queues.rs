@@ -7,12 +7,19 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
-use kit::{Fail, clock::to_timestamp, grpc::Call, identity::Caller};
+use kit::{
+    Fail,
+    audit::{Act, Action},
+    clock::to_timestamp,
+    grpc::Call,
+    identity::Caller,
+    telemetry::span,
+};
 use proto::jobs::{ListQueuesRequest, ListQueuesResponse, PauseQueueRequest, Queue, ResumeQueueRequest, queues_server};
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use crate::{Core, engine::State, tasks::is_name};
+use crate::{Core, acts, engine::State, tasks::is_name};
 
 /// Queues that are shown at most.
 const QUEUES_MAX: i64 = 1_000;
@@ -34,13 +41,13 @@ impl queues_server::Queues for Queues {
     }
 
     async fn pause(&self, request: Request<PauseQueueRequest>) -> Result<Response<Queue>, Status> {
-        let caller = Call::of(&request)?.caller()?;
-        Ok(Response::new(set_paused(&self.0, caller, &request.get_ref().name, true).await?))
+        let (call, name) = (Call::of(&request)?, &request.get_ref().name);
+        Ok(Response::new(set_paused(&self.0, call, name, true, &acts::PAUSE_QUEUE).await?))
     }
 
     async fn resume(&self, request: Request<ResumeQueueRequest>) -> Result<Response<Queue>, Status> {
-        let caller = Call::of(&request)?.caller()?;
-        Ok(Response::new(set_paused(&self.0, caller, &request.get_ref().name, false).await?))
+        let (call, name) = (Call::of(&request)?, &request.get_ref().name);
+        Ok(Response::new(set_paused(&self.0, call, name, false, &acts::RESUME_QUEUE).await?))
     }
 }
 
@@ -59,28 +66,37 @@ async fn list(core: &Core, caller: &Caller) -> Result<Vec<Queue>, Fail> {
         .collect())
 }
 
-/// Pausing a paused queue leaves the time at which it was paused.
-async fn set_paused(core: &Core, caller: &Caller, name: &str, is_paused: bool) -> Result<Queue, Fail> {
+/// Pausing a paused queue leaves the time at which it was paused, and no entry in the audit log.
+async fn set_paused(
+    core: &Core,
+    call: &Call,
+    name: &str,
+    is_paused: bool,
+    action: &'static Action,
+) -> Result<Queue, Fail> {
     let not_found = || Fail::not_found("jobs.queue_not_found", "There is no such queue.");
     if !is_name(name) {
         return Err(not_found());
     }
-    let row = sqlx::query!(
-        "update jobs.queue
-         set paused_at = case when $2 then coalesce(paused_at, $3) end
-         where name = $1
-         returning name, paused_at",
-        name,
-        is_paused,
-        core.clock.now(),
-    )
-    .fetch_optional(&core.pool)
-    .await?
-    .ok_or_else(not_found)?;
+    let _told = span::transaction("jobs.set_paused");
+    let mut transaction = core.pool.begin().await?;
+    let was = sqlx::query!("select paused_at from jobs.queue where name = $1 for update", name)
+        .fetch_optional(&mut *transaction)
+        .await?
+        .ok_or_else(not_found)?;
+    let paused_at = is_paused.then(|| was.paused_at.unwrap_or_else(|| core.clock.now()));
+    if paused_at != was.paused_at {
+        sqlx::query!("update jobs.queue set paused_at = $2 where name = $1", name, paused_at)
+            .execute(&mut *transaction)
+            .await?;
+        let act = Act::of(call, action, name).before("is_paused", !is_paused).after("is_paused", is_paused);
+        core.engine.ground.audit.record(&mut transaction, act).await?;
+        transaction.commit().await?;
+    }
     core.engine.wake();
-    let mut depths = depths(core, caller.narrowed_to("queues:read")).await?;
-    let depth = depths.remove(&row.name).unwrap_or_default();
-    Ok(to_proto(row.name, row.paused_at, &depth))
+    let mut depths = depths(core, call.caller()?.narrowed_to("queues:read")).await?;
+    let depth = depths.remove(name).unwrap_or_default();
+    Ok(to_proto(name.to_owned(), paused_at, &depth))
 }
 
 type Depth = BTreeMap<String, u64>;

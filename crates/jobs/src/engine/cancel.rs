@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
-use kit::{Fail, telemetry::span};
-use sqlx::{PgConnection, PgTransaction};
+use kit::{Fail, audit::Act, telemetry::span};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{
@@ -19,46 +19,57 @@ use super::{
 /// Children that one transaction cancels.
 const BITE: i64 = 500;
 
-pub(super) async fn job(ground: &Ground, id: Uuid, by: Uuid, reason: &str) -> Result<(), Fail> {
+pub(super) async fn job(ground: &Ground, id: Uuid, by: Uuid, reason: &str, act: Act) -> Result<(), Fail> {
     let _told = span::transaction("jobs.cancel_job");
     let mut transaction = ground.pool.begin().await?;
     let row = steps::lock(&mut transaction, &[id]).await?.pop().ok_or_else(already_final)?;
-    live_job(ground, transaction, row, by, reason).await
-}
-
-async fn live_job(
-    ground: &Ground,
-    mut transaction: PgTransaction<'_>,
-    row: Row,
-    by: Uuid,
-    reason: &str,
-) -> Result<(), Fail> {
-    if row.state == "cancelling" {
-        return Ok(());
-    }
-    let now = ground.clock.now();
-    ask(&mut transaction, &[row.id], Some(by), reason, now).await?;
-    let aftermath = stop(ground, &mut transaction, vec![with_reason(row, Some(by), reason)], now).await?;
+    let was: State = row.state.parse()?;
+    let is = if is_at_work(&row, was) { State::Cancelling } else { State::Cancelled };
+    let Some(aftermath) = live_job(ground, &mut transaction, row, by, reason).await? else { return Ok(()) };
+    let act = act.before("state", was.as_str()).after("state", is.as_str());
+    ground.audit.record(&mut transaction, act).await?;
     transaction.commit().await?;
     ground.after(&aftermath);
     Ok(())
 }
 
+/// Asks one live job, whose row is locked; nothing for one that was asked before.
+async fn live_job(
+    ground: &Ground,
+    transaction: &mut PgConnection,
+    row: Row,
+    by: Uuid,
+    reason: &str,
+) -> Result<Option<Aftermath>, Fail> {
+    if row.state == "cancelling" {
+        return Ok(None);
+    }
+    let now = ground.clock.now();
+    ask(&mut *transaction, &[row.id], Some(by), reason, now).await?;
+    stop(ground, transaction, vec![with_reason(row, Some(by), reason)], now).await.map(Some)
+}
+
 /// Of a batch that a live job has fanned out, the job is cancelled, which takes the batch along: it alone can say that no
 /// more children come.
-pub(super) async fn batch(ground: &Ground, id: Uuid, by: Uuid, reason: &str) -> Result<(), Fail> {
+pub(super) async fn batch(ground: &Ground, id: Uuid, by: Uuid, reason: &str, act: Act) -> Result<(), Fail> {
+    let act = act.before("is_cancel_asked", false).after("is_cancel_asked", true);
     let now = ground.clock.now();
     let _told = span::transaction("jobs.cancel_batch");
     let mut transaction = ground.pool.begin().await?;
     if let Some(parent) = steps::lock_parent(&mut transaction, id).await? {
-        return live_job(ground, transaction, parent, by, reason).await;
+        let Some(aftermath) = live_job(ground, &mut transaction, parent, by, reason).await? else { return Ok(()) };
+        ground.audit.record(&mut transaction, act).await?;
+        transaction.commit().await?;
+        ground.after(&aftermath);
+        return Ok(());
     }
-    let is_over = sqlx::query_scalar!("select finished_at from jobs.batch where id = $1 for update", id)
+    let row = sqlx::query!("select finished_at, cancel_asked_at from jobs.batch where id = $1 for update", id)
         .fetch_optional(&mut *transaction)
         .await?
-        .is_none_or(|finished_at| finished_at.is_some());
-    if is_over {
-        return Err(already_final());
+        .filter(|row| row.finished_at.is_none())
+        .ok_or_else(already_final)?;
+    if row.cancel_asked_at.is_none() {
+        ground.audit.record(&mut transaction, act).await?;
     }
     let change =
         BatchChange { close: true, cancel: Some((Some(by), Some(reason.to_owned()))), ..BatchChange::default() };
@@ -157,8 +168,7 @@ async fn stop(ground: &Ground, conn: &mut PgConnection, rows: Vec<Row>, now: Dat
             change.close = state != State::Running;
             change.cancel = Some((row.cancel_asked_by, row.cancel_reason.clone()));
         }
-        let is_at_work = state == State::Running || (state == State::Suspended && row.child_batch_id.is_some());
-        if is_at_work {
+        if is_at_work(&row, state) {
             asked.push(row.id);
             let data = events::state(row.id, State::Cancelling, row.attempt, None);
             telling.job(row.id, row.events + 1, row.batch_id, "state", data);
@@ -179,6 +189,11 @@ async fn stop(ground: &Ground, conn: &mut PgConnection, rows: Vec<Row>, now: Dat
     let mut aftermath = steps::carry_out(ground, conn, ended, changes, telling, now).await?;
     aftermath.has_cancels = true;
     Ok(aftermath)
+}
+
+/// Whether something must come to its end before the job does: its attempt, or the children it waits for.
+fn is_at_work(row: &Row, state: State) -> bool {
+    state == State::Running || (state == State::Suspended && row.child_batch_id.is_some())
 }
 
 /// Notes who asked, why and when.

@@ -21,7 +21,11 @@ mod wakes;
 
 use std::sync::Arc;
 
-use kit::{Clock, Fail, tasks::Tasks};
+use kit::{
+    Clock, Fail,
+    audit::{self, Act},
+    tasks::Tasks,
+};
 use sqlx::PgPool;
 use tokio::sync::Notify;
 use uuid::Uuid;
@@ -43,7 +47,7 @@ pub(crate) use group::Group;
 use live::Live;
 use steps::Aftermath;
 
-use crate::Settings;
+use crate::{SCHEMA, Settings, acts};
 
 /// Outcomes and progress notes that one transaction takes at most.
 const GROUP_MAX: usize = 200;
@@ -55,6 +59,7 @@ pub(crate) struct Ground {
     pub(crate) clock: Clock,
     pub(crate) settings: Settings,
     pub(crate) live: Live,
+    pub(crate) audit: audit::Log,
     seats: dispatch::Seats,
     /// None for the only replica.
     wakes: Option<wakes::Wakes>,
@@ -115,6 +120,7 @@ impl Engine {
             pool,
             settings,
             live: Live::default(),
+            audit: audit::Log::new(SCHEMA, acts::RECORDED, clock.clone()),
             seats: dispatch::Seats::default(),
             // Whoever owns all workers is alone on the database.
             wakes: wakes::Wakes::new((!owns_all_workers).then(|| clock.new_id())),
@@ -172,20 +178,20 @@ impl Engine {
         self.ground.after(&Aftermath { streams, has_work, has_cancels: false });
     }
 
-    /// Asks a live job to stop.
+    /// Asks a live job to stop. `act` is written down with it, unless it was asked before.
     ///
     /// # Errors
     /// `jobs.already_final`; as the database.
-    pub(crate) async fn cancel_job(&self, id: Uuid, by: Uuid, reason: &str) -> Result<(), Fail> {
-        cancel::job(&self.ground, id, by, reason).await
+    pub(crate) async fn cancel_job(&self, id: Uuid, by: Uuid, reason: &str, act: Act) -> Result<(), Fail> {
+        cancel::job(&self.ground, id, by, reason, act).await
     }
 
-    /// Asks everything live in a batch to stop.
+    /// Asks everything live in a batch to stop. `act` is written down with it, unless it was asked before.
     ///
     /// # Errors
     /// `jobs.already_final`; as the database.
-    pub(crate) async fn cancel_batch(&self, id: Uuid, by: Uuid, reason: &str) -> Result<(), Fail> {
-        cancel::batch(&self.ground, id, by, reason).await
+    pub(crate) async fn cancel_batch(&self, id: Uuid, by: Uuid, reason: &str, act: Act) -> Result<(), Fail> {
+        cancel::batch(&self.ground, id, by, reason, act).await
     }
 
     /// Closes an open batch, which completes it when all its jobs have ended.

@@ -4,7 +4,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use bytes::Bytes;
-use kit::{Clock, Fail, storage::Storage, tasks::Tasks, testing::TestDatabase};
+use kit::{Clock, Fail, audit::Act, storage::Storage, tasks::Tasks, testing::TestDatabase};
 use proto::{
     jobs::{CompleteFilesRequest, CompletedFile, ExtendFilesRequest, ReserveFilesRequest},
     worker::WrittenFile,
@@ -13,11 +13,11 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 use super::{
-    create_for_attempt, doom_for_attempts, find_whole, make_whole_for_attempts, remove, storage_key, sweep,
+    create_for_attempt, doom, doom_for_attempts, find_whole, make_whole_for_attempts, storage_key, sweep,
     sweep::{check_usage, sweep_files, sweep_storage},
     uploads,
 };
-use crate::{Jobs, MIGRATOR, SCHEMA, Settings};
+use crate::{Jobs, MIGRATOR, SCHEMA, Settings, acts};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -71,7 +71,8 @@ impl House {
     }
 
     async fn remove(&self, id: Uuid) {
-        remove(&self.jobs.core, Some(self.owner), &id.to_string()).await.expect("removed");
+        let act = Act::by_system(&acts::REMOVE_FILE, id);
+        doom(&self.jobs.core, id, self.owner, act).await.expect("removed");
     }
 
     async fn write(&self, key: &str) {

@@ -1,5 +1,6 @@
-//! Files, tasks, queues and the reading of jobs, as callers meet them over gRPC.
+//! Files, tasks, queues, the reading of jobs and what is written down of acts, as callers meet them over gRPC.
 
+mod audit;
 mod files;
 mod queues;
 mod reads;

@@ -1,0 +1,41 @@
+//! What `jobs` writes into the audit log: its table of acts. What the engine does by itself is no act, nor is handing jobs
+//! in: `jobs.job.submitted` tells of that. An act that found everything done already, as pausing a paused queue, changes
+//! nothing and leaves no entry.
+
+use kit::audit::Action;
+
+/// The type of the entries' events.
+pub(crate) const RECORDED: &str = "jobs.act.recorded";
+
+pub(crate) static CANCEL_JOB: Action = Action {
+    name: "job.cancel",
+    target: "job",
+    fields: &["state"],
+    when: "A job was asked to stop. Refused: another's, one that has ended.",
+};
+pub(crate) static RETRY_JOB: Action = Action {
+    name: "job.retry",
+    target: "job",
+    fields: &["state"],
+    when: "A job that had ended was queued again. Refused: another's, one in no state for it.",
+};
+pub(crate) static CANCEL_BATCH: Action = Action {
+    name: "batch.cancel",
+    target: "batch",
+    fields: &["is_cancel_asked"],
+    when: "A batch was asked to stop; its jobs, or the job that fans it out, have no entries of their own. Refused: \
+           another's, one that has ended.",
+};
+pub(crate) static PAUSE_QUEUE: Action =
+    Action { name: "queue.pause", target: "queue", fields: &["is_paused"], when: "A queue gives out no more jobs." };
+pub(crate) static RESUME_QUEUE: Action =
+    Action { name: "queue.resume", target: "queue", fields: &["is_paused"], when: "A queue gives out jobs again." };
+pub(crate) static REMOVE_FILE: Action = Action {
+    name: "file.remove",
+    target: "file",
+    fields: &["size_bytes"],
+    when: "A file was removed. Refused: another's.",
+};
+
+/// All of them.
+pub static ACTS: [&Action; 6] = [&CANCEL_JOB, &RETRY_JOB, &CANCEL_BATCH, &PAUSE_QUEUE, &RESUME_QUEUE, &REMOVE_FILE];
