@@ -1,13 +1,27 @@
 //! The references in `docs/` say what the code says. `GUILDHALL_TEST_WRITE=1 cargo test -p guildhall --test reference`
 //! writes them anew.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use kit::telemetry::metrics::{METRICS, markdown};
 
 const PERMISSIONS: &str = "# Who may do what
 
 Printed from `crates/kit/src/identity/roles.rs` and from what each gRPC method in `proto/` demands. `own` reaches one's own
 rows, `any` everybody's; a stranger's row is not there (404) for who has `own` alone. A `service` is a program: it may do
 what the scope of its key names.
+
+";
+
+const METRICS_PAGE: &str = "# What is counted
+
+Printed from `crates/kit/src/telemetry/metrics.rs`. Each process serves its own on its operations port at `/metrics`.
+Durations are histograms in seconds, told as `_bucket`, `_sum` and `_count`.
 
 ";
 
@@ -22,6 +36,55 @@ fn the_default_settings_are_those_of_the_code() {
     let output = output.expect("the binary starts");
     assert!(output.status.success());
     hold("guildhall.default.toml", &String::from_utf8(output.stdout).expect("UTF-8"));
+}
+
+#[test]
+fn the_metrics_are_those_of_the_code() {
+    hold("metrics.md", &format!("{METRICS_PAGE}{}", markdown()));
+}
+
+#[test]
+fn every_metric_that_is_told_is_in_the_table_by_kind_and_labels() {
+    let mut told = BTreeMap::new();
+    let mut folders = vec![PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).expect("a folder of the tree") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() && path.file_name().is_some_and(|name| name != "tests") {
+                folders.push(path);
+            } else if path.extension().is_some_and(|end| end == "rs") {
+                told_in(&path, &mut told);
+            }
+        }
+    }
+    for metric in METRICS {
+        let (kind, labels) = told.remove(metric.name).unwrap_or_else(|| panic!("nothing tells {}", metric.name));
+        assert_eq!(kind, metric.kind.as_str(), "{}", metric.name);
+        // Where a call takes its labels from a variable, none stand in it.
+        let said: BTreeSet<_> = metric.labels.iter().map(|label| (*label).to_owned()).collect();
+        assert!(labels.is_empty() || labels == said, "{} has {labels:?} and not {said:?}", metric.name);
+    }
+    assert!(told.is_empty(), "not in the table: {told:?}");
+}
+
+/// The metrics that a file tells: kind and labels by name.
+fn told_in(path: &Path, told: &mut BTreeMap<String, (&'static str, BTreeSet<String>)>) {
+    let text = fs::read_to_string(path).expect("a file of the tree");
+    for (call, kind) in
+        [("counter!(", "counter"), ("gauge!(", "gauge"), ("histogram!(", "histogram"), (".tell(", "gauge")]
+    {
+        for (at, _) in text.match_indices(call) {
+            let call = text[at + call.len()..].split(';').next().unwrap_or_default();
+            let quoted: Vec<&str> = call.split('"').collect();
+            let Some(name) = quoted.get(1).filter(|name| name.starts_with("guildhall_")) else { continue };
+            if !quoted[0].trim().is_empty() {
+                continue;
+            }
+            let is_label = |pair: &[&str]| pair[1].trim_start().starts_with("=>");
+            let labels = quoted[2..].windows(2).filter(|pair| is_label(pair)).map(|pair| pair[0].to_owned()).collect();
+            told.insert((*name).to_owned(), (kind, labels));
+        }
+    }
 }
 
 fn hold(name: &str, printed: &str) {

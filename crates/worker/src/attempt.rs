@@ -111,6 +111,8 @@ impl Bench {
         if outcome == "failed" {
             span.fail(failure_kind.clone().unwrap_or_default());
         }
+        let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        tracing::debug!(job.task = assignment.task, outcome, duration_ms, "an attempt has ended");
         let ended = Ended { outcome, failure_kind: failure_kind.as_deref(), took: started.elapsed() };
         self.hooks.each(|hooks| hooks.after_task(&run, &ended));
         slot

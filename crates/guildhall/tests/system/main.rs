@@ -6,12 +6,15 @@
 //! | `main_job` | pictures become models, each fit to be printed; bad input fails alone; memory stays bounded |
 //! | `faults` | whatever is killed and whenever, each job ends once and nothing is left behind |
 //! | `privacy` | nobody sees or does what is not theirs, on any route there is |
+//! | `privacy_marks` | nothing given in confidence is in a log, a trace or a metric |
+//! | `traces` | one request is one trace; a collector that does not answer holds up nothing |
 //! | `life` | starting, stopping and being asked wrongly |
 //!
 //! `GUILDHALL_TEST_LONG` runs the long form: 200 pictures and more kills.
 
 #![expect(clippy::print_stdout, reason = "a test tells what it measured, and the log of a house that failed it")]
 
+mod collector;
 mod faults;
 mod glb;
 mod house;
@@ -20,6 +23,8 @@ mod main_job;
 mod person;
 mod pictures;
 mod privacy;
+mod privacy_marks;
+mod traces;
 mod wait;
 
 /// Whether this is the long form.

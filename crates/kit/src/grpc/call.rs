@@ -1,6 +1,6 @@
 //! What travels with every call: whose it is, the request it belongs to, where that came from, and its idempotency key.
 
-use std::{str::FromStr, time::Duration};
+use std::{fmt, str::FromStr, time::Duration};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD_NO_PAD};
 use tokio::time::Instant;
@@ -34,7 +34,7 @@ pub struct IdempotencyKey {
 
 /// The context of one call. A server finds it in the request's extensions; a client makes requests from it, so that the
 /// caller's own token goes all the way.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct Call {
     /// The verified caller; `None` on a public method called without a token.
     pub caller: Option<Caller>,
@@ -170,6 +170,17 @@ impl Call {
             user_agent: bounded(USER_AGENT, USER_AGENT_CHARS_MAX),
             token,
         })
+    }
+}
+
+/// Without what tells where somebody is.
+impl fmt::Debug for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Call")
+            .field("caller", &self.caller)
+            .field("request_id", &self.request_id)
+            .field("traceparent", &self.traceparent)
+            .finish_non_exhaustive()
     }
 }
 

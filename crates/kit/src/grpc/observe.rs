@@ -178,3 +178,43 @@ impl Drop for Watched {
         self.end(Code::Cancelled);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::{executor::block_on, stream};
+    use http_body_util::{BodyExt as _, StreamBody};
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
+    use super::*;
+
+    /// The page of metrics after a call with such an answer, which `take` reads.
+    fn told(take: fn(Body)) -> String {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let page = recorder.handle();
+        metrics::with_local_recorder(&recorder, || {
+            let mut trailers = http::HeaderMap::new();
+            trailers.insert("grpc-status", http::HeaderValue::from_static("5"));
+            let frames = [Frame::data(Bytes::from_static(b"an answer")), Frame::trailers(trailers)];
+            let body = StreamBody::new(stream::iter(frames.map(Ok::<_, Status>)));
+            let served = Served::begin("/guildhall.jobs.v1.Jobs/Get", &http::HeaderMap::new());
+            let response = served.end(http::Response::new(Body::new(body)));
+            assert!(!page.render().contains("guildhall_grpc_requests_total{"), "it is counted before it has ended");
+            take(response.into_body());
+        });
+        page.render()
+    }
+
+    #[test]
+    fn a_call_counts_by_the_status_in_its_trailers() {
+        let page = told(|body| drop(block_on(body.collect()).expect("a whole body")));
+        let line = r#"guildhall_grpc_requests_total{method="/guildhall.jobs.v1.Jobs/Get",code="5"} 1"#;
+        assert!(page.contains(line), "{page}");
+    }
+
+    #[test]
+    fn a_call_whose_caller_goes_away_counts_as_cancelled() {
+        let page = told(drop);
+        let line = r#"guildhall_grpc_requests_total{method="/guildhall.jobs.v1.Jobs/Get",code="1"} 1"#;
+        assert!(page.contains(line), "{page}");
+    }
+}

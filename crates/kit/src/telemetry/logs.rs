@@ -14,13 +14,12 @@ use std::{
 
 use serde_json::Value;
 use tracing::{
-    Event, Level, Subscriber,
+    Event, Level, Metadata, Subscriber,
     field::{Field, Visit},
     span,
 };
 use tracing_subscriber::{
     EnvFilter, Layer,
-    filter::{FilterExt as _, filter_fn},
     fmt::{format::Writer, time::FormatTime as _},
     layer::{Context, SubscriberExt as _},
     registry::LookupSpan,
@@ -64,12 +63,19 @@ pub fn init_logs(filter: &str, format: LogFormat) -> Result<(), Fail> {
         LogFormat::Text => Shape::Text,
         LogFormat::Auto | LogFormat::Json => Shape::Json,
     };
-    // The ids are wanted in whatever is written, also by a filter that lets warnings through alone.
-    let filter = filter
-        .and(filter_fn(|metadata| may_be_written(metadata.target(), *metadata.level())))
-        .or(filter_fn(|metadata| metadata.target() == IDS));
     let log = Log { shape, out: Box::new(to_standard_error) };
-    tracing_subscriber::registry().with(log.with_filter(filter)).try_init().map_err(Fail::internal)
+    stacked(filter, log).try_init().map_err(Fail::internal)
+}
+
+/// The filter is one for the whole process. A layer's own would keep what it has last said of any callsite for the next:
+/// whoever asks whether a level is on and then writes nothing, as sqlx does, would take the next line away.
+fn stacked(filter: EnvFilter, log: Log) -> impl Subscriber + Send + Sync {
+    // The ids are wanted in whatever is written, also by a filter that lets warnings through alone.
+    let filter = match format!("{IDS}=error").parse() {
+        Ok(ids) => filter.add_directive(ids),
+        Err(_) => filter,
+    };
+    tracing_subscriber::registry().with(filter).with(log)
 }
 
 /// Says in every line from now on which role writes it: `up`, `jobs`, `auth jobs`. The first to say so is believed.
@@ -114,10 +120,12 @@ const OURS: [&str; 10] = ["kit", "auth", "jobs", "admin", "gateway", "worker", "
 static ROLE: OnceLock<String> = OnceLock::new();
 
 /// Of libraries, what they trace is bytes on the wire; and what the SDK of OpenTelemetry says of a collector that is away,
-/// `traces` says once.
+/// `traces` says once. The client of RabbitMQ writes out messages that come back, bodies and all; what it has to say of a
+/// connection `bus` says.
 fn may_be_written(target: &str, level: Level) -> bool {
     let crate_name = target.split("::").next().unwrap_or_default();
-    (OURS.contains(&crate_name) || level < Level::TRACE) && !crate_name.starts_with("opentelemetry")
+    let is_mute = crate_name.starts_with("opentelemetry") || crate_name == "lapin";
+    (OURS.contains(&crate_name) || level < Level::TRACE) && !is_mute
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,6 +155,10 @@ impl<S> Layer<S> for Log
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
+    fn enabled(&self, metadata: &Metadata<'_>, _: Context<'_, S>) -> bool {
+        may_be_written(metadata.target(), *metadata.level())
+    }
+
     fn on_new_span(&self, attributes: &span::Attributes<'_>, id: &span::Id, context: Context<'_, S>) {
         if attributes.metadata().target() != IDS {
             return;
@@ -326,11 +338,15 @@ mod tests {
 
     /// What `work` writes.
     fn written(shape: Shape, work: impl FnOnce()) -> String {
+        written_through("info", shape, work)
+    }
+
+    fn written_through(filter: &str, shape: Shape, work: impl FnOnce()) -> String {
         let lines = Arc::new(Mutex::new(Vec::new()));
         let kept = Arc::clone(&lines);
         let out = move |line: &[u8]| kept.lock().expect("nobody panics holding it").extend_from_slice(line);
-        let registry = tracing_subscriber::registry().with(Log { shape, out: Box::new(out) });
-        tracing::subscriber::with_default(registry, work);
+        let filter = EnvFilter::try_new(filter).expect("a filter");
+        tracing::subscriber::with_default(stacked(filter, Log { shape, out: Box::new(out) }), work);
         let lines = lines.lock().expect("nobody panics holding it").clone();
         String::from_utf8(lines).expect("UTF-8")
     }
@@ -365,6 +381,26 @@ mod tests {
         assert_eq!((&line["request.id"], &line["trace.id"]), (&"inner".into(), &"t-1".into()));
         // What the line itself says comes before what it belongs to.
         assert_eq!(line["user.id"], "bob");
+    }
+
+    #[test]
+    fn ids_are_told_through_a_filter_that_lets_errors_through_alone() {
+        let written = written_through("error", Shape::Json, || {
+            Ids { job: Some("j-1"), ..Ids::default() }.span().in_scope(|| tracing::error!("here"));
+        });
+        assert!(written.contains(r#""job.id":"j-1""#), "{written}");
+    }
+
+    #[test]
+    fn who_asks_whether_a_level_is_on_takes_no_line_away() {
+        let written = written(Shape::Json, || {
+            let asked = tracing::debug_span!(target: "sqlx::query", "asked");
+            let metadata = asked.metadata().expect("a span that is off has one, too");
+            assert!(!tracing::dispatcher::get_default(|dispatch| dispatch.enabled(metadata)));
+            let ids = Ids { request: Some("r-1"), ..Ids::default() }.span();
+            ids.in_scope(|| tracing::info!("here"));
+        });
+        assert!(written.contains("here") && written.contains("r-1"), "{written}");
     }
 
     #[test]

@@ -94,6 +94,21 @@ pub const METRICS: &[Metric] = &[
         &["role", "state"],
         "Connections of a role's pool to Postgres, `idle` or `used`.",
     ),
+    counter("guildhall_events_published_total", &["type"], "Events that the bus has confirmed."),
+    counter("guildhall_events_unroutable_total", &["type"], "Events that no queue wanted; nobody is owed them."),
+    gauge("guildhall_outbox_lag_seconds", &["service"], "Age of the oldest event that is not published."),
+    gauge("guildhall_events_parked", &[], "Events parked and not replayed."),
+    gauge(
+        "guildhall_bus_state",
+        &["connection", "state"],
+        "1 for the state that a connection to the bus is in, 0 for the others.",
+    ),
+    counter("guildhall_audit_entries_total", &[], "Acts written to the audit log."),
+    counter(
+        "guildhall_audit_refusals_omitted_total",
+        &["service"],
+        "Refusals that were not recorded, since one caller had too many.",
+    ),
     counter(
         "guildhall_spans_total",
         &["outcome"],
