@@ -11,6 +11,7 @@ use kit::{
     tasks::Tasks,
 };
 use proto::{
+    admin::{audit_client::AuditClient, health_client::HealthClient, parked_events_client::ParkedEventsClient},
     auth::{sessions_client::SessionsClient, signing_keys_client::SigningKeysClient, users_client::UsersClient},
     jobs::{
         batches_client::BatchesClient, files_client::FilesClient, jobs_client::JobsClient, queues_client::QueuesClient,
@@ -35,6 +36,7 @@ pub struct Parts {
     pub public_url: String,
     pub auth: Peer,
     pub jobs: Peer,
+    pub admin: Peer,
     pub verifier: Verifier,
     pub storage: Storage,
     pub clock: Clock,
@@ -60,6 +62,7 @@ pub struct Door {
     verifier: Verifier,
     auth: Peer,
     jobs: Peer,
+    admin: Peer,
 }
 
 impl fmt::Debug for Door {
@@ -94,6 +97,7 @@ impl Door {
             verifier: parts.verifier,
             auth: parts.auth,
             jobs: parts.jobs,
+            admin: parts.admin,
         })
     }
 
@@ -107,6 +111,9 @@ impl Door {
         queues: QueuesClient over jobs,
         workers: WorkersClient over jobs,
         files: FilesClient over jobs,
+        audit: AuditClient over admin,
+        parked_events: ParkedEventsClient over admin,
+        health: HealthClient over admin,
     }
 
     /// Longest time that a body may stay away.

@@ -1,8 +1,8 @@
 //! The only public door: REST, live streams, OpenAPI, limits and the errors people see.
 //!
 //! It has no tables and decides nothing about the product: it knows who is asking, whether the route may be asked by
-//! them, and whether what they sent is well-formed; then it calls `auth` and `jobs` with the caller's own token, and they
-//! check again. The bytes of files go straight between the client and object storage.
+//! them, and whether what they sent is well-formed; then it calls `auth`, `jobs` and `admin` with the caller's own
+//! token, and they check again. The bytes of files go straight between the client and object storage.
 //!
 //! Its map: [`routes`] declares every route, by means of [`route`]; `edge` is what surrounds them all; `problem` turns
 //! faults into HTTP; `revocations` knows which sessions have ended; `live` streams events; `upload` and `download` move

@@ -34,6 +34,8 @@ where
     O: AsyncFnOnce(&Door, Request<WatchRequest>) -> Result<Response<Streaming<LiveEvent>>, Status>,
 {
     let Ask { door, call, headers, path: Id(id), .. } = ask;
+    // What bounds the answer's head does not bound the stream that follows.
+    let call = call.with_deadline(None);
     let after_offset = match headers.get("last-event-id") {
         None => 0,
         Some(value) => value.to_str().ok().and_then(|text| text.trim().parse().ok()).ok_or_else(|| {

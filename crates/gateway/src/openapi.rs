@@ -18,6 +18,7 @@ const TAGS: &[(&str, &str)] = &[
     ("tasks", "What can be asked for."),
     ("queues", "Where jobs wait."),
     ("workers", "Who does the work."),
+    ("admin", "Users, the audit log, events that could not be handled, and how every process fares."),
     ("meta", "The gateway itself."),
 ];
 

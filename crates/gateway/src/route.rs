@@ -178,6 +178,10 @@ impl Route {
     pub fn post(path: &'static str, tag: &'static str, summary: &'static str) -> Draft<WantsAccess> {
         Draft::new(Method::POST, path, tag, summary)
     }
+    /// Starts a route that puts one thing in the place of another.
+    pub fn put(path: &'static str, tag: &'static str, summary: &'static str) -> Draft<WantsAccess> {
+        Draft::new(Method::PUT, path, tag, summary)
+    }
     /// Starts a route that removes.
     pub fn delete(path: &'static str, tag: &'static str, summary: &'static str) -> Draft<WantsAccess> {
         Draft::new(Method::DELETE, path, tag, summary)
@@ -196,6 +200,7 @@ impl Route {
         let handle = self.handle.clone();
         let filter = match self.declared.method {
             Method::GET => MethodFilter::GET,
+            Method::PUT => MethodFilter::PUT,
             Method::DELETE => MethodFilter::DELETE,
             // No other constructor exists.
             _ => MethodFilter::POST,

@@ -1,5 +1,6 @@
 //! Every route there is, a file a noun.
 
+mod admin;
 mod auth;
 mod batches;
 mod files;
@@ -7,6 +8,7 @@ mod jobs;
 mod meta;
 mod queues;
 mod tasks;
+mod users;
 mod workers;
 
 use std::time::Duration;
@@ -23,6 +25,8 @@ pub fn all() -> Vec<Route> {
         tasks::routes(),
         queues::routes(),
         workers::routes(),
+        users::routes(),
+        admin::routes(),
         meta::routes(),
     ]
     .concat()

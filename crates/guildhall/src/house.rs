@@ -157,6 +157,7 @@ impl House {
             public_url: ground.issuer.clone(),
             auth: services.peer(Role::Auth)?,
             jobs: services.peer(Role::Jobs)?,
+            admin: services.peer(Role::Admin)?,
             verifier: services.verifier.clone(),
             storage: ground.storage()?,
             clock: ground.clock.clone(),

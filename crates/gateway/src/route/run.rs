@@ -11,6 +11,7 @@ use kit::{
     grpc::{Call, IdempotencyKey},
 };
 use sha2::{Digest as _, Sha256};
+use tokio::time::Instant;
 
 use super::{Answer, Ask, BodyInput, Bounds, Declared, Handle, Idempotency, PathInput, QueryInput};
 use crate::{door::Door, edge::RequestContext, problem::Refusal};
@@ -32,12 +33,14 @@ where
     Arc::new(move |door, request| {
         let (declared, handler, query, body) = (declared.clone(), handler.clone(), query.clone(), body.clone());
         Box::pin(async move {
-            let within = declared.limits.within;
+            let deadline = Instant::now() + declared.limits.within;
             let work = async {
-                let ask = ask::<P, Q, B>(&declared, door, request, &query, &body).await?;
+                let mut ask = ask::<P, Q, B>(&declared, door, request, &query, &body).await?;
+                // The roles behind are told, so that none works on for a caller that is gone.
+                ask.call.deadline = Some(deadline);
                 handler(ask).await
             };
-            match tokio::time::timeout(within, work).await {
+            match tokio::time::timeout_at(deadline, work).await {
                 Ok(Ok(answer)) => answer.into_response(),
                 Ok(Err(fail)) => Refusal(fail).into_response(),
                 Err(_) => Refusal(Fail::new(Kind::Timeout, "timeout", "It took too long.")).into_response(),

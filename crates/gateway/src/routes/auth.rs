@@ -139,8 +139,8 @@ struct Session {
 
 /// How many sessions have ended.
 #[derive(Debug, Serialize, JsonSchema)]
-struct Ended {
-    ended: u32,
+pub(super) struct Ended {
+    pub(super) ended: u32,
 }
 
 async fn register(ask: Ask<Nothing, Nothing, Json<Registration>>) -> Result<Reply<201, User>, Fail> {

@@ -176,6 +176,7 @@ async fn settings_that_cannot_work_are_told_at_start() {
             public_url: "http://x".into(),
             auth: peer.clone(),
             jobs: peer.clone(),
+            admin: peer.clone(),
             verifier,
             storage: kit::storage::Storage::open(&format!("file://{}", folder.path().display()), None, None).unwrap(),
             clock: kit::Clock::system(),

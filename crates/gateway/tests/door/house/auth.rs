@@ -44,6 +44,10 @@ pub(crate) struct Auth {
     pub(crate) login: Mutex<Option<Call>>,
     /// The keys that registrations came with.
     pub(crate) registered: Mutex<Vec<IdempotencyKey>>,
+    /// What the list of users was asked for.
+    pub(crate) listed: Mutex<Vec<ListUsersRequest>>,
+    /// What was done to users: the act, its reason, and by whom.
+    pub(crate) acts: Mutex<Vec<(&'static str, String, Uuid)>>,
 }
 
 #[derive(Default)]
@@ -73,6 +77,8 @@ impl Auth {
             checks: watch::Sender::new(0),
             login: Mutex::default(),
             registered: Mutex::default(),
+            listed: Mutex::default(),
+            acts: Mutex::default(),
         }
     }
 
@@ -131,6 +137,16 @@ impl Auth {
         Ok(self.user(id))
     }
 
+    /// Notes an act on somebody else.
+    fn act(&self, call: &Call, verb: &'static str, id: &str, reason: &str) -> Result<User, Fail> {
+        let (by, user) = (call.caller()?.subject, self.known(id)?);
+        if user.id == by.to_string() {
+            return Err(Fail::forbidden("auth.not_yourself", "You cannot do this to yourself."));
+        }
+        self.acts.lock().push((verb, reason.to_owned(), by));
+        Ok(user)
+    }
+
     fn pair(&self) -> TokenPair {
         TokenPair {
             access_token: "an access token".into(),
@@ -154,7 +170,8 @@ impl Users for Auth {
         registered.extend(key);
         Ok(Response::new(User { replayed, ..self.user(Uuid::nil()) }))
     }
-    async fn list(&self, _: Request<ListUsersRequest>) -> Result<Response<ListUsersResponse>, Status> {
+    async fn list(&self, request: Request<ListUsersRequest>) -> Result<Response<ListUsersResponse>, Status> {
+        self.listed.lock().push(request.into_inner());
         let items = vec![self.user(Uuid::nil())];
         Ok(Response::new(ListUsersResponse { items, next_cursor: String::new() }))
     }
@@ -162,23 +179,24 @@ impl Users for Auth {
         Ok(Response::new(self.known(&request.get_ref().id)?))
     }
     async fn disable(&self, request: Request<DisableUserRequest>) -> Result<Response<User>, Status> {
-        let user = self.known(&request.get_ref().id)?;
-        if user.id == Call::of(&request)?.caller()?.subject.to_string() {
-            return Err(Fail::forbidden("auth.not_yourself", "You cannot disable yourself.").into());
-        }
+        let asked = request.get_ref();
+        let user = self.act(Call::of(&request)?, "disable", &asked.id, &asked.reason)?;
         let disabled_at = Some(prost_types::Timestamp { seconds: 1_700_000_060, nanos: 0 });
         Ok(Response::new(User { disabled_at, ..user }))
     }
     async fn enable(&self, request: Request<EnableUserRequest>) -> Result<Response<User>, Status> {
-        Ok(Response::new(self.known(&request.get_ref().id)?))
+        let asked = request.get_ref();
+        Ok(Response::new(self.act(Call::of(&request)?, "enable", &asked.id, &asked.reason)?))
     }
     async fn sign_out(&self, request: Request<SignOutUserRequest>) -> Result<Response<SignOutUserResponse>, Status> {
-        self.known(&request.get_ref().id)?;
+        let asked = request.get_ref();
+        self.act(Call::of(&request)?, "sign-out", &asked.id, &asked.reason)?;
         Ok(Response::new(SignOutUserResponse { ended: 2 }))
     }
     async fn set_roles(&self, request: Request<SetUserRolesRequest>) -> Result<Response<User>, Status> {
-        let user = self.known(&request.get_ref().id)?;
-        Ok(Response::new(User { roles: request.into_inner().roles, ..user }))
+        let asked = request.get_ref();
+        let user = self.act(Call::of(&request)?, "roles", &asked.id, &asked.reason)?;
+        Ok(Response::new(User { roles: asked.roles.clone(), ..user }))
     }
     async fn get_self(&self, request: Request<GetSelfRequest>) -> Result<Response<User>, Status> {
         Ok(Response::new(self.user(Call::of(&request)?.caller()?.subject)))

@@ -1,5 +1,6 @@
 //! A gateway in a house of its own.
 
+mod admin;
 mod auth;
 mod jobs;
 
@@ -20,6 +21,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 use uuid::Uuid;
 
+pub(crate) use admin::Admin;
 pub(crate) use auth::Auth;
 pub(crate) use jobs::{FOREIGN, Jobs};
 
@@ -32,6 +34,7 @@ pub(crate) struct House {
     pub(crate) client: Client,
     pub(crate) auth: Arc<Auth>,
     pub(crate) jobs: Arc<Jobs>,
+    pub(crate) admin: Arc<Admin>,
     pub(crate) tasks: Tasks,
     pub(crate) clock: Clock,
     pub(crate) folder: tempfile::TempDir,
@@ -79,11 +82,13 @@ impl House {
         let storage = Storage::open(&format!("file://{}", folder.path().display()), None, None).unwrap();
         let jobs = Arc::new(Jobs::new(clock.clone(), storage.clone()));
         let auth_peer = Peer::local(auth::routes(&auth), &guard);
+        let admin = Arc::new(Admin::default());
         let gateway = Gateway::start(Parts {
             settings,
             public_url: ISSUER.into(),
             auth: auth_peer.clone(),
             jobs: Peer::local(jobs::routes(&jobs), &guard),
+            admin: Peer::local(admin::routes(&admin), &guard),
             verifier,
             storage,
             clock: clock.clone(),
@@ -93,7 +98,7 @@ impl House {
         .await
         .unwrap();
         auth.followed().await;
-        Self { url: gateway.url(), client: Client::new(), auth, jobs, tasks, clock, folder, key }
+        Self { url: gateway.url(), client: Client::new(), auth, jobs, admin, tasks, clock, folder, key }
     }
 
     pub(crate) fn customer(&self) -> Person {
@@ -208,6 +213,13 @@ pub(crate) async fn problem(answer: Response, status: u16, code: &str) -> Value 
     let known = ["type", "title", "status", "detail", "instance", "code", "request_id", "errors"];
     assert!(problem.as_object().unwrap().keys().all(|key| known.contains(&key.as_str())), "{text}");
     problem
+}
+
+/// The JSON of an answer to `person` that is 200.
+pub(crate) async fn good(request: RequestBuilder, person: &Person) -> Value {
+    let answer = request.bearer_auth(&person.token).send().await.unwrap();
+    assert_eq!(answer.status(), StatusCode::OK);
+    answer.json().await.unwrap()
 }
 
 /// The pointers of a problem's faults, in order.
