@@ -98,7 +98,7 @@ fn table(replicas: &[Replica], now: DateTime<Utc>) -> Table {
 fn fares(replica: &Replica, now: DateTime<Utc>) -> Cell {
     let failing: Vec<_> = replica.dependencies.iter().filter(|on| !on.ok).map(|on| on.name.as_str()).collect();
     if !replica.live {
-        Cell::new(format!("gone, heard {}", words::age(replica.reported_at, now)), Tone::Dim)
+        Cell::new(format!("gone {}", words::age(replica.reported_at, now)), Tone::Dim)
     } else if failing.is_empty() {
         Cell::new("well", Tone::Good)
     } else {

@@ -67,18 +67,28 @@ async fn list(api: &Api, args: &UserList, screen: &Screen) -> Result<Outcome, Er
     if args.disabled || args.enabled {
         filter.push(("disabled", if args.disabled { "true" } else { "false" }));
     }
+    let table = |users: &[User]| table(users, api.clock().now());
     lists::page(api, &["admin", "users"], &filter, &args.page, screen, table, |user: &User| &user.id).await
 }
 
-fn table(users: &[User]) -> Table {
-    let columns = [Column::left("id"), Column::flexible("email"), Column::left("roles"), Column::left("is")];
+/// Without the ids, which are long: every command here takes the address as well, and `--quiet` tells the ids alone.
+fn table(users: &[User], now: DateTime<Utc>) -> Table {
+    let columns = [
+        Column::flexible("email"),
+        Column::flexible("name"),
+        Column::left("roles"),
+        Column::left("is"),
+        Column::left("made"),
+    ];
     let mut table = Table::new(columns);
     for user in users {
         let is = match user.disabled_at {
             Some(_) => Cell::new("disabled", Tone::Odd),
             None => Cell::new("enabled", Tone::Dim),
         };
-        table.row([(&user.id).into(), (&user.email).into(), user.roles.join(", ").into(), is]);
+        let made = user.created_at.map(|at| words::age(at, now)).unwrap_or_default();
+        let (email, name, roles) = (&user.email, &user.display_name, user.roles.join(", "));
+        table.row([email.into(), name.into(), roles.into(), is, Cell::new(made, Tone::Dim)]);
     }
     table
 }

@@ -13,12 +13,11 @@ fn users_are_listed_by_filters_and_shown_with_what_keeps_them_out() {
     let person = Person::signed_in(&server);
     let output = person.run(&["user", "list", "--search", "ad", "--role", "customer", "--disabled", "--limit", "5"]);
     assert_eq!(output.code, 0, "{}", output.stderr);
-    let expected = format!(
-        "id                                    email                                   roles     is\n\
-         {BOB}  bob@example.org                         customer  disabled\n\
-         {ADA}  ada.lovelace.of.the.engine@example.org  customer  enabled\n"
-    );
-    assert_eq!(output.stdout, expected);
+    let lines: Vec<Vec<&str>> = output.stdout.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines[0], ["email", "name", "roles", "is", "made"]);
+    assert_eq!(lines[1][..4], ["bob@example.org", "Somebody", "customer", "disabled"]);
+    assert_eq!(lines[2][..4], ["ada.lovelace.of.the.engine@example.org", "Somebody", "customer", "enabled"]);
+    assert_eq!(person.run(&["user", "list", "--quiet"]).stdout, format!("{BOB}\n{ADA}\n"));
     assert_eq!(server.script().admin.asked[0].0, "GET users?search=ad&role=customer&disabled=true&limit=5");
 
     let shown = person.run(&["user", "show", ADA]);
@@ -119,11 +118,7 @@ fn health_ends_with_0_when_all_is_well_and_with_1_and_the_reason_when_it_is_not(
     assert_eq!(well.stdout, expected);
     server.script().admin.is_ill = true;
     let ill = person.run(&["health"]);
-    assert!(
-        ill.stdout.contains("gone, heard ") && ill.stdout.contains("nobody is heard of for worker"),
-        "{}",
-        ill.stdout
-    );
+    assert!(ill.stdout.contains("gone ") && ill.stdout.contains("nobody is heard of for worker"), "{}", ill.stdout);
     assert_eq!(ill.code, 1);
     assert_eq!(person.run(&["health", "--quiet"]).code, 1);
     let as_json = person.run(&["health", "--json"]);
