@@ -37,10 +37,13 @@ mod users;
 
 use std::sync::Arc;
 
-use kit::{Clock, Fail, audit, db::Schema, tasks::Tasks};
-use proto::auth::{
-    service_keys_server::ServiceKeysServer, sessions_server::SessionsServer, signing_keys_server::SigningKeysServer,
-    users_server::UsersServer,
+use kit::{Clock, Fail, audit, db::Schema, outbox, tasks::Tasks};
+use proto::{
+    auth::{
+        service_keys_server::ServiceKeysServer, sessions_server::SessionsServer,
+        signing_keys_server::SigningKeysServer, users_server::UsersServer,
+    },
+    events::outbox_server::OutboxServer,
 };
 use sqlx::{PgPool, migrate::Migrator};
 use tonic::service::Routes;
@@ -120,6 +123,7 @@ impl Auth {
             .add_service(SessionsServer::new(self.clone()))
             .add_service(ServiceKeysServer::new(self.clone()))
             .add_service(SigningKeysServer::new(self.clone()))
+            .add_service(OutboxServer::new(outbox::Service::new(self.0.pool.clone(), SCHEMA)))
     }
 
     /// The connections of its calls, to be measured.

@@ -20,8 +20,9 @@ mod workers;
 
 use std::{sync::Arc, time::Duration};
 
-use kit::{Clock, Fail, audit::Act, cursor::CursorKey, db::Schema, storage::Storage, tasks::Tasks};
+use kit::{Clock, Fail, audit::Act, cursor::CursorKey, db::Schema, outbox, storage::Storage, tasks::Tasks};
 use proto::{
+    events::outbox_server::OutboxServer,
     jobs::{
         batches_server::BatchesServer, files_server::FilesServer, jobs_server::JobsServer, queues_server::QueuesServer,
         tasks_server::TasksServer, workers_server::WorkersServer as WorkerListServer,
@@ -125,7 +126,8 @@ impl Jobs {
             .add_service(WorkersServer::new(workers::Workers(Arc::clone(core))).max_decoding_message_size(bytes_max))
             .add_service(
                 AttemptsServer::new(attempts::Attempts(Arc::clone(core))).max_decoding_message_size(bytes_max),
-            );
+            )
+            .add_service(OutboxServer::new(outbox::Service::new(core.pool.clone(), SCHEMA)));
         routes.routes()
     }
 

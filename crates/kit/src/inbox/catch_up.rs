@@ -3,12 +3,19 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
-use proto::events::{ReplayRequest, ReplayResponse};
+use proto::events::{ReplayRequest, ReplayResponse, outbox_client::OutboxClient};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{Inbox, KEPT, KEPT_MARGIN, WAIT_FIRST, WAIT_MAX, store};
-use crate::{Fail, clock::to_timestamp};
+use crate::{
+    Fail, Kind,
+    clock::to_timestamp,
+    grpc::{Credential, Peer},
+};
+
+/// A producer looks through all that it keeps.
+const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
 /// How a producer is asked.
 type Replay = Arc<dyn Fn(ReplayRequest) -> BoxFuture<'static, Result<ReplayResponse, Fail>> + Send + Sync>;
@@ -21,12 +28,27 @@ pub struct Producer {
 }
 
 impl Producer {
-    /// The service `name` (its schema's name), which `replay` asks over `guildhall.events.v1.Outbox/Replay`.
+    /// The service `name` (its schema's name), which `replay` asks.
     pub fn new<R>(name: &str, replay: R) -> Self
     where
         R: Fn(ReplayRequest) -> BoxFuture<'static, Result<ReplayResponse, Fail>> + Send + Sync + 'static,
     {
         Self { source: crate::outbox::source(name), replay: Arc::new(replay) }
+    }
+
+    /// The service `name` behind `peer`; the credential's scope has `events:replay`.
+    pub fn over(name: &str, peer: Peer, credential: Credential) -> Self {
+        Self::new(name, move |request| {
+            let (mut client, credential) = (OutboxClient::new(peer.clone()), credential.clone());
+            Box::pin(async move {
+                let call = credential.call("catch-up").await?;
+                let answer = client.replay(call.request_within(ANSWER_WITHIN, request)).await.map_err(Fail::from);
+                if answer.as_ref().is_err_and(|fail| fail.kind() == Kind::Unauthenticated) {
+                    credential.forget().await;
+                }
+                Ok(answer?.into_inner())
+            })
+        })
     }
 }
 

@@ -217,7 +217,8 @@ async fn watch(link: &Link, live: &Live) -> String {
                     info!(connection = link.name, "RabbitMQ takes messages again");
                     link.set(State::Connected);
                 }
-                Some(Event::Error(error)) => return error.to_string(),
+                // Of a channel that was closed, too; whoever uses that one hears of it.
+                Some(Event::Error(error)) if !live.connection.status().connected() => return error.to_string(),
                 Some(_) => {}
                 None => return "the connection has ended".to_owned(),
             },
