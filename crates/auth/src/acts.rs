@@ -21,7 +21,7 @@ pub(crate) static LOGIN: Action = Action {
            `auth.too_many_attempts`. Without a target where there is no such user.",
 };
 pub(crate) static LOGOUT: Action =
-    Action { name: "user.logout", target: "session", fields: &["end_reason"], when: "Somebody signed out." };
+    Action { name: "session.logout", target: "session", fields: &["end_reason"], when: "Somebody signed out." };
 pub(crate) static LOGOUT_ALL: Action = Action {
     name: "user.logout_all",
     target: "user",

@@ -30,6 +30,23 @@ fn the_permissions_are_those_of_the_code() {
     hold("permissions.md", &format!("{PERMISSIONS}{}", kit::identity::roles::markdown()));
 }
 
+const AUDIT: &str = "# What the audit log tells
+
+Printed from the tables of acts in `auth`, `jobs` and `admin`. Each entry says who (a user, a service, `system`, or nobody
+who is known), on whose behalf where the thing is another's, by what credential, from where, what, on what, whether it was
+done or refused and why, and in which request; before and after hold the fields named here and nothing else. An act that
+changed nothing leaves no entry, and of one actor's refusals of one action ten a minute are kept. Why it is so:
+[ADR 17](../adr/0017-what-is-audited.md).
+
+";
+
+#[test]
+fn the_audited_acts_are_those_of_the_code() {
+    let admin = admin::ACTIONS.each_ref();
+    let acts = kit::audit::markdown(&[("auth", &auth::ACTS), ("jobs", &jobs::ACTS), ("admin", &admin)]);
+    hold("audit.md", &format!("{AUDIT}{acts}"));
+}
+
 #[test]
 fn the_default_settings_are_those_of_the_code() {
     let output = Command::new(env!("CARGO_BIN_EXE_guildhall")).args(["check-config", "--print-defaults"]).output();

@@ -128,7 +128,7 @@ async fn each_end_of_a_session_is_written_down_once_and_an_exchange_is_not() {
         logout(&service, &here).await.expect("signed out");
     }
     let entry = newest(&service, before + 1).await;
-    assert_eq!((entry.action.as_str(), &entry.target_id), ("user.logout", &mine));
+    assert_eq!((entry.action.as_str(), &entry.target_id), ("session.logout", &mine));
     assert_eq!(facts(&entry.after_json), json!({ "end_reason": "logged_out" }));
 
     let sessions = [service.login(EMAIL).await, service.login(EMAIL).await];
