@@ -173,7 +173,7 @@ async fn open(url: &str, registry: Registry, ground: &Ground, tasks: &Tasks) -> 
     };
     Worker::start(setup, tasks)?.connected().await;
 
-    let login = LoginRequest { email, password: password.expose().clone(), ..LoginRequest::default() };
+    let login = LoginRequest { email, password: password.expose().clone() };
     let answer = SessionsClient::new(auth_peer).login(Call::anonymous("bench").request(login)).await?.into_inner();
     Ok((jobs_peer, Call::with_token(Secret::new(answer.access_token), "bench")))
 }
