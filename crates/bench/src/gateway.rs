@@ -1,4 +1,4 @@
-//! How many requests a second the gateway answers, and how late the latest, beside nginx with a static answer of the same
+//! How many requests a second the gateway answers, and how late the latest, beside nginx with a static file of the same
 //! size: for a job (guard, gRPC, Postgres) and for the list of tasks (no database). Every limit is as it is by default,
 //! every request shows a real token, each is logged. A third line puts nginx before the gateway, as production does.
 
@@ -94,10 +94,10 @@ async fn measure(
     let rate = |seen: &[Seen]| seen.iter().map(|seen| seen.requests_per_s).collect::<Spread>();
     let p99 = |seen: &[Seen]| seen.iter().map(|seen| seen.p99_ms).collect::<Spread>();
     let row = |metric, value, unit, yardstick, of| Row { metric, value, unit, yardstick: Some((yardstick, of)) };
-    let static_answer = "nginx, static answer";
+    let static_file = "nginx, static file";
     Ok(vec![
-        row(route.rate, rate(&rounds.gateway), "requests/s", static_answer, rate(&rounds.nginx)),
-        row(route.p99, p99(&rounds.gateway), "ms", static_answer, p99(&rounds.nginx)),
+        row(route.rate, rate(&rounds.gateway), "requests/s", static_file, rate(&rounds.nginx)),
+        row(route.p99, p99(&rounds.gateway), "ms", static_file, p99(&rounds.nginx)),
         row(route.behind_nginx, rate(&rounds.behind_nginx), "requests/s", route.rate, rate(&rounds.gateway)),
     ])
 }

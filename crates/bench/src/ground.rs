@@ -119,10 +119,10 @@ impl Ground {
         }
         fs::remove_file(&path)?;
         Ok(format!(
-            "{} x {}, {} of memory; load {}; {:.0} fdatasync/s of 8 KiB on {}",
+            "{} x {}, {} GiB of memory; load {}; {:.0} fdatasync/s of 8 KiB on {}",
             std::thread::available_parallelism()?,
             read("/proc/cpuinfo", "model name"),
-            read("/proc/meminfo", "MemTotal"),
+            read("/proc/meminfo", "MemTotal").split(' ').next().unwrap_or_default().parse::<u64>()? >> 20,
             load.split(' ').take(3).collect::<Vec<_>>().join(" "),
             f64::from(syncs) / started.elapsed().as_secs_f64(),
             file_system(self.folder.path()),

@@ -16,9 +16,11 @@ use kit::{
     tasks::Tasks,
 };
 use lapin::{
-    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties,
-    options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions},
-    types::FieldTable,
+    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ExchangeKind,
+    options::{
+        BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
+    },
+    types::{AMQPValue, FieldTable},
 };
 use proto::events::JobChanged;
 use sqlx::PgPool;
@@ -62,6 +64,7 @@ async fn rounds(
     report: &mut Report,
 ) -> Result<(), Fault> {
     let amqp = Secret::new(rabbitmq.amqp_url());
+    declare(amqp.expose()).await?;
     let (mut ours, mut bare) = (Vec::new(), Vec::new());
     for round in 1..=options.rounds {
         report.say(&format!("relay, round {round} of {}: the relay", options.rounds));
@@ -92,6 +95,21 @@ async fn rounds(
     };
     report.rows(BENCH, vec![row]);
     Ok(())
+}
+
+/// Makes the queue, as its consumer would if it were there: the relay makes none.
+async fn declare(amqp: &str) -> Result<(), Fault> {
+    let connection = Connection::connect(amqp, ConnectionProperties::default()).await?;
+    let channel = connection.create_channel().await?;
+    let exchange = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+    channel.exchange_declare(EXCHANGE.into(), ExchangeKind::Topic, exchange, FieldTable::default()).await?;
+    let mut quorum = FieldTable::default();
+    quorum.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+    let queue = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    channel.queue_declare(QUEUE.into(), queue, quorum).await?;
+    let bind = QueueBindOptions::default();
+    channel.queue_bind(QUEUE.into(), EXCHANGE.into(), KIND.into(), bind, FieldTable::default()).await?;
+    Ok(connection.close(200, "done".into()).await?)
 }
 
 /// Lets an idle relay find `count` events; how many a second it has published and marked.

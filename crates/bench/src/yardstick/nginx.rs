@@ -25,7 +25,7 @@ pub(crate) struct Nginx {
 }
 
 impl Nginx {
-    /// Starts one before the gateway at `gateway`, which also answers at `/static` with as many bytes as asked for.
+    /// Starts one before the gateway at `gateway`, which also answers at `/static` with a file of so many bytes.
     ///
     /// # Errors
     /// nginx is not there, or does not start.
@@ -37,7 +37,7 @@ impl Nginx {
         // nginx does not start.
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let gateway = gateway.trim_start_matches("http://");
-        let body = "x".repeat(static_bytes);
+        fs::write(folder.join("static"), "x".repeat(static_bytes))?;
         let configuration = format!(
             "daemon off; master_process off; pid nginx.pid; error_log stderr;
              events {{ worker_connections 1024; }}
@@ -50,8 +50,9 @@ impl Nginx {
                upstream gateway {{ server {gateway}; keepalive 64; keepalive_requests 10000000; }}
                server {{
                  listen {address};
-                 location = /static {{ return 200 '{body}'; }}
-                 location /uploads/ {{ root {root}; dav_methods PUT; client_max_body_size 0; }}
+                 root {root};
+                 location = /static {{ open_file_cache max=1; sendfile on; }}
+                 location /uploads/ {{ dav_methods PUT; client_max_body_size 0; }}
                  location /api/ {{ proxy_pass http://gateway; proxy_http_version 1.1; proxy_set_header Connection ''; }}
                }}
              }}",
