@@ -40,6 +40,7 @@ use kit::private_server::keeper::Keeper;
 use kit::tasks::Tasks;
 use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use keys::Keys;
@@ -166,7 +167,13 @@ impl Apart {
         let instances = shape::instances().map_err(PlaceError::io("find free ports"))?;
         let keys = Keys::settle(&data_dir, &instances)?;
         let told = Arc::new(Told::begin(&data_dir, format!("http://{http}"))?);
-        let opening = Opening { data_dir: &data_dir, told: &told, tasks: Tasks::new(), tell: Arc::new(tell) };
+        let opening = Opening {
+            data_dir: &data_dir,
+            told: &told,
+            tasks: Tasks::new(),
+            tell: Arc::new(tell),
+            followed: Mutex::default(),
+        };
 
         let (postgres, rabbitmq) = opening.engines(options.pg_bin).await?;
         keys.keep_amqp_url(&rabbitmq.amqp_url())?;
@@ -195,6 +202,7 @@ impl Apart {
             }
         }
         let nginx = opening.nginx(http, &instances).await?;
+        opening.tell_all()?;
         let tasks = opening.tasks;
         Ok(Self { nginx, roles, rabbitmq, postgres, told, tasks, data_dir, _lock: lock })
     }
@@ -241,7 +249,7 @@ impl Apart {
     }
 
     /// Closes from above to below: nginx takes no more, gateways and workers end what they have, the services write what
-    /// they still hold, the engines stop. Whether every process drained by itself.
+    /// they still hold, the engines stop. Whether every process ended in time, by being asked.
     pub async fn close(self) -> bool {
         self.told.end();
         // They are about to end, and nobody shall be told that they died.
@@ -256,17 +264,10 @@ impl Apart {
     }
 }
 
+/// All at a time, and each asked once: a second SIGTERM would insist.
 async fn stop_all(roles: &[(Role, Kept)]) -> bool {
     let stops = roles.iter().map(|(_, kept)| kept.0.stop(&ROLE_STOPS));
-    let mut all = true;
-    // Asked at once, and then waited for one after the other.
-    for (_, kept) in roles {
-        kept.0.ask_to_stop(Signal::SIGTERM);
-    }
-    for stop in stops {
-        all &= stop.await;
-    }
-    all
+    futures::future::join_all(stops).await.into_iter().all(|has_drained| has_drained)
 }
 
 /// The address for nginx, which nobody has taken.
@@ -287,6 +288,7 @@ struct Opening<'a> {
     told: &'a Arc<Told>,
     tasks: Tasks,
     tell: Arc<dyn Tell>,
+    followed: Mutex<Vec<(told::Process, watch::Receiver<Option<u32>>)>>,
 }
 
 impl Opening<'_> {
@@ -366,9 +368,19 @@ impl Opening<'_> {
         Ok(Kept(keeper))
     }
 
+    /// Makes sure that `apart.json` is whole before anybody hears that all is open: its followers may be slower.
+    fn tell_all(&self) -> Result<(), PlaceError> {
+        for (process, pid) in self.followed.lock().iter() {
+            let set = self.told.set(process, *pid.borrow());
+            set.map_err(PlaceError::io(format!("write {}", self.told.path().display())))?;
+        }
+        Ok(())
+    }
+
     /// Keeps `apart.json` at what the process is now, and tells of each new life.
     fn follow(&self, process: told::Process, mut pid: watch::Receiver<Option<u32>>, death: watch::Receiver<String>) {
         let (told, tell) = (Arc::clone(self.told), Arc::clone(&self.tell));
+        self.followed.lock().push((process.clone(), pid.clone()));
         self.tasks.detach("follow", async move {
             let mut last = None;
             loop {

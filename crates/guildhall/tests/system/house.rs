@@ -377,7 +377,7 @@ fn listen(stdout: tokio::process::ChildStdout, said: Arc<Mutex<String>>) -> toki
     opened
 }
 
-fn install_tls() {
+pub(crate) fn install_tls() {
     // Another test may have been first.
     let _installed = rustls::crypto::ring::default_provider().install_default();
 }

@@ -1,5 +1,6 @@
 //! The whole house, as people meet it: the real binary with its private Postgres, worker and children, started in a
-//! directory of its own for each test, spoken to over its public API, killed where the test says so.
+//! directory of its own for each test, spoken to over its public API, killed where the test says so. What people do is
+//! tried in both shapes: all roles in one process, and each in processes of its own (`place`).
 //!
 //! | file | promises |
 //! |---|---|
@@ -22,6 +23,7 @@ mod life;
 mod main_job;
 mod person;
 mod pictures;
+mod place;
 mod privacy;
 mod privacy_marks;
 mod traces;
