@@ -1,0 +1,161 @@
+//! What the outbox and its relay promise by themselves.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use chrono::TimeDelta;
+use kit::{Fail, outbox, tasks::Tasks};
+
+use crate::{
+    broker,
+    house::{DONE, EVERYTHING, House, OTHER, Over, TELL, THINGS, assert_in_order, event, patiently},
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_marked_before_the_consumer_is_done_with_it() {
+    let house = House::new(Over::InProcess).await;
+    let may_pass = Arc::new(AtomicBool::new(false));
+    let (gate, (met, mut was_met)) = (Arc::clone(&may_pass), tokio::sync::watch::channel(0));
+    house.hear_with(THINGS, move |_, _| {
+        met.send_modify(|count| *count += 1);
+        if gate.load(Ordering::SeqCst) { Ok(()) } else { Err(Fail::unavailable("test", "Not now.")) }
+    });
+    house.tell(DONE, "a", 0..1).await;
+    patiently("a second try", was_met.wait_for(|count| *count >= 2)).await.unwrap();
+    let lag = outbox::lag(&house.pool, TELL, house.clock.now()).await.unwrap();
+    assert_eq!(lag.unpublished, 1);
+    may_pass.store(true, Ordering::SeqCst);
+    house.until_published().await;
+    assert_eq!(house.heard(THINGS).await.len(), 1);
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_relays_one_publishes_and_the_other_takes_over() {
+    let house = House::new(Over::InProcess).await;
+    house.hear(THINGS);
+    house.tell(DONE, "a", 0..20).await;
+    house.until_published().await;
+    outbox::start_relay(&house.pool, TELL, &house.bus, &house.clock, &house.tasks);
+    const LEADERS: &str = "select count(*) = 1 from pg_locks where locktype = 'advisory' and granted
+                           and database = (select oid from pg_database where datname = current_database())";
+    house.until(LEADERS).await;
+    let leader: i32 = sqlx::query_scalar(
+        "select pid from pg_locks where locktype = 'advisory' and granted
+         and database = (select oid from pg_database where datname = current_database())",
+    )
+    .fetch_one(&house.pool)
+    .await
+    .unwrap();
+    let told = house.tell(DONE, "a", 20..200);
+    let kills = async {
+        house.until_heard(THINGS, 60).await;
+        sqlx::query("select pg_terminate_backend($1)").bind(leader).execute(&house.pool).await.unwrap();
+    };
+    futures::join!(told, kills);
+    house.until_heard(THINGS, 200).await;
+    house.until_published().await;
+    house.until(LEADERS).await;
+    assert_in_order(&house.heard(THINGS).await, 1, 200);
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_what_was_published_is_pruned() {
+    let house = House::without_relay(Over::InProcess).await;
+    house.tell(DONE, "a", 0..3).await;
+    sqlx::query("update tell.outbox set published_at = at where seq = 2").execute(&house.pool).await.unwrap();
+    let mut connection = house.pool.acquire().await.unwrap();
+    let now = house.clock.now();
+    let before = now + TimeDelta::seconds(1);
+    assert_eq!(outbox::prune(&mut connection, TELL, now - TimeDelta::days(1), 10).await.unwrap(), 0);
+    assert_eq!(outbox::prune(&mut connection, TELL, before, 10).await.unwrap(), 1);
+    let left: Vec<i64> =
+        sqlx::query_scalar("select seq from tell.outbox order by seq").fetch_all(&house.pool).await.unwrap();
+    assert_eq!(left, [1, 3]);
+    drop(connection);
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_lag_tells_how_many_wait_and_for_how_long() {
+    let house = House::without_relay(Over::InProcess).await;
+    let lag = outbox::lag(&house.pool, TELL, house.clock.now()).await.unwrap();
+    assert_eq!((lag.unpublished, lag.seconds), (0, 0.0));
+    house.tell(DONE, "a", 0..3).await;
+    let lag = outbox::lag(&house.pool, TELL, house.clock.now() + TimeDelta::seconds(60)).await.unwrap();
+    assert_eq!(lag.unpublished, 3);
+    assert!(lag.seconds >= 60.0, "{lag:?}");
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_keeps_a_relay_from_marking_what_it_read_before() {
+    let house = House::new(Over::InProcess).await;
+    let may_pass = Arc::new(AtomicBool::new(false));
+    let (gate, (met, mut was_met)) = (Arc::clone(&may_pass), tokio::sync::watch::channel(false));
+    house.hear_with(EVERYTHING, move |_, _| {
+        met.send_replace(true);
+        if gate.load(Ordering::SeqCst) { Ok(()) } else { Err(Fail::unavailable("test", "Not now.")) }
+    });
+    house.tell(DONE, "a", 0..1).await;
+    patiently("the event", was_met.wait_for(|is| *is)).await.unwrap();
+    // On its way to one consumer, the event is asked for by another, to which it is not on its way.
+    house.hear(THINGS);
+    house.until("select count(*) = 1 from hear.inbox_consumer where name = 'things' and caught_up = losses").await;
+    may_pass.store(true, Ordering::SeqCst);
+    house.until_heard(THINGS, 1).await;
+    house.until_published().await;
+    assert_eq!((house.heard(THINGS).await.len(), house.heard(EVERYTHING).await.len()), (1, 1));
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_sends_the_asked_types_again_and_no_others() {
+    let house = House::new(Over::InProcess).await;
+    house.tell(DONE, "a", 0..2).await;
+    house.tell(OTHER, "a", 2..5).await;
+    house.until_published().await;
+    let service = outbox::Service::new(house.pool.clone(), TELL);
+    let replay = async |types: &str| service.replay(&[types.to_owned()], None).await.map(|answer| answer.events);
+    assert_eq!(replay("tell.thing.*").await.unwrap(), 2);
+    house.until_published().await;
+    assert_eq!(replay("*.*.done").await.unwrap(), 5);
+    house.until_published().await;
+    assert_eq!(replay("tell").await.unwrap(), 0);
+    let later = Some(house.clock.now() + TimeDelta::seconds(1));
+    assert_eq!(service.replay(&["#".to_owned()], later).await.unwrap().events, 0);
+    assert_eq!(replay("tell.(a|b)").await.unwrap_err().code(), "events.invalid_type");
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_thousand_events_drain_with_many_in_flight() {
+    let _calm = broker::calm().await;
+    let house = House::without_relay(Over::RabbitMq).await;
+    for n in 0..10 {
+        let events: Vec<_> = (0..1000).map(|i| event(OTHER, &format!("s{}", n * 1000 + i), 0)).collect();
+        let mut transaction = house.pool.begin().await.unwrap();
+        outbox::write(&mut transaction, TELL, &events, &house.clock, None).await.unwrap();
+        transaction.commit().await.unwrap();
+    }
+    let mut state = house.bus.state();
+    patiently("a connection", state.wait_for(|state| *state == kit::bus::State::Connected)).await.unwrap();
+    // A foreign queue, so that the broker has something to write.
+    let raw = crate::outages::Raw::connect(&house.vhost).await;
+    raw.bind_foreign("foreign", "tell.#").await;
+    let began = Instant::now();
+    let relay = Tasks::new();
+    outbox::start_relay(&house.pool, TELL, &house.bus, &house.clock, &relay);
+    house.until_published().await;
+    let seconds = began.elapsed().as_secs_f64();
+    println!("10,000 events in {seconds:.2} s: {:.0} a second", 10_000.0 / seconds);
+    assert_eq!(raw.messages_in("foreign").await, 10_000);
+    assert!(relay.join(Duration::from_secs(10)).await);
+    house.close().await;
+}
