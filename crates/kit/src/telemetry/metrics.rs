@@ -74,7 +74,7 @@ pub const METRICS: &[Metric] = &[
     gauge(
         "guildhall_queue_depth",
         &["queue", "state"],
-        "Live jobs. Told by one replica at a time; so are the three below.",
+        "Live jobs. Told by one replica at a time; so are the two below.",
     ),
     gauge("guildhall_queue_oldest_seconds", &["queue"], "How long the oldest job of a queue that may run has waited."),
     gauge("guildhall_workers", &["profile", "state"], "Connected workers, `ready` or `draining`."),
