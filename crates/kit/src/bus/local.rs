@@ -21,6 +21,8 @@ pub(super) struct Local {
     subscriptions: RwLock<Vec<Arc<Subscription>>>,
     keeper: watch::Sender<Option<Keeper>>,
     state: watch::Sender<State>,
+    /// Set when the first consumer was asked to stop: from then on nothing is taken any more.
+    closed: CancellationToken,
 }
 
 /// Whoever keeps what is parked.
@@ -43,6 +45,7 @@ impl Default for Local {
             subscriptions: RwLock::default(),
             keeper: watch::Sender::new(None),
             state: watch::Sender::new(State::Connected),
+            closed: CancellationToken::new(),
         }
     }
 }
@@ -56,7 +59,7 @@ impl Local {
         self.keeper.send_replace(Some(Keeper(on_parked)));
     }
 
-    pub(super) fn attach(&self, inbox: Arc<Inbox>, tasks: &Tasks) {
+    pub(super) fn attach(self: &Arc<Self>, inbox: Arc<Inbox>, tasks: &Tasks) {
         let subscription = Arc::new(Subscription {
             inbox,
             has_caught_up: watch::Sender::new(false),
@@ -64,6 +67,11 @@ impl Local {
             stopping: tasks.stopping(),
         });
         self.subscriptions.write().push(Arc::clone(&subscription));
+        let (bus, stopping) = (Arc::clone(self), tasks.stopping());
+        tasks.detach("bus.close", async move {
+            stopping.cancelled().await;
+            bus.close();
+        });
         tasks.spawn_restarting("bus.catch_up", move || {
             let subscription = Arc::clone(&subscription);
             async move {
@@ -74,6 +82,14 @@ impl Local {
                 Ok(())
             }
         });
+    }
+
+    /// Lets go of everybody who listens. They hold services, which may hold the bus, and those end only once nobody holds
+    /// them any more.
+    fn close(&self) {
+        self.closed.cancel();
+        self.subscriptions.write().clear();
+        self.keeper.send_replace(None);
     }
 
     /// One after the other. A consumer that cannot take an event now holds everything behind it, as a queue would.
@@ -91,6 +107,10 @@ impl Local {
     async fn deliver(&self, message: &Message) -> Result<(), Fail> {
         let wanting: Vec<_> = {
             let all = self.subscriptions.read();
+            // Looked at under the lock: with nobody left to take it, an event would pass for taken by all.
+            if self.closed.is_cancelled() {
+                return Err(stopped());
+            }
             all.iter().filter(|subscription| subscription.inbox.consumer().wants(&message.kind)).cloned().collect()
         };
         for subscription in wanting {
