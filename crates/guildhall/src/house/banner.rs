@@ -38,7 +38,11 @@ impl Banner<'_> {
         }
         row("metrics", &format!("{}/metrics", self.opened.ops), "");
         let is_private = self.roles.is_up && self.settings.process.database_url.is_none();
-        let database = if is_private { "with a private Postgres" } else { "the database is elsewhere" };
+        let database = match (is_private, self.roles.services().next()) {
+            (true, _) => "with a private Postgres",
+            (false, Some(_)) => "the database is elsewhere",
+            (false, None) => "",
+        };
         row("data", &self.data_dir.display().to_string(), database);
         if let Some(administrator) = &self.opened.administrator {
             sign_in(administrator);

@@ -83,7 +83,7 @@ impl Remote {
                 Ok(response) => return Ok(response),
                 Err(Unsent::Whole(whole)) => request = whole,
                 Err(Unsent::Lost(status)) => {
-                    tracing::debug!(role = self.name, error = %status, "a call was lost on its way");
+                    tracing::debug!(peer.role = self.name, error = %status, "a call was lost on its way");
                     return Err(status);
                 }
             }
@@ -100,7 +100,7 @@ impl Remote {
             match tokio::time::timeout_at(give_up, lines.changed()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) | Err(_) => {
-                    tracing::debug!(role = self.name, "a call found no replica");
+                    tracing::debug!(peer.role = self.name, "a call found no replica");
                     return Err(Fail::unavailable("unavailable", "A part of the system is away for the moment.")
                         .retry_after(Duration::from_secs(1))
                         .into());

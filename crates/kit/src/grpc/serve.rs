@@ -119,6 +119,8 @@ where
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(CALLS_MAX)
+        // A crowd of callers that give up at once is no attack: between roles, losing the connection would be.
+        .max_pending_accept_reset_streams(CALLS_MAX as usize)
         .max_header_list_size(HEADER_BYTES_MAX)
         .initial_stream_window_size(WINDOW_BYTES.0)
         .initial_connection_window_size(WINDOW_BYTES.1)

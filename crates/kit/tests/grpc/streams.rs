@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use kit::Kind;
+use tokio::time::Instant;
 
 use crate::{
     proxy::Proxy,
-    replica::{Echo, Replica, all_answer, local, name, remote, worker},
+    replica::{Echo, Replica, all_answer, anonymous, ask, name, remote, worker},
     soon,
 };
 
@@ -55,6 +56,19 @@ async fn a_stream_to_a_machine_that_vanished_ends_and_the_next_goes_elsewhere() 
 }
 
 #[tokio::test]
+async fn a_crowd_of_callers_that_give_up_at_once_costs_no_stream_beside_it() {
+    let replica = Replica::start("a").await;
+    let peer = remote(&[replica.url()], None);
+    let mut echo = Echo::open(&peer, &worker()).await.expect("it opens");
+    let soon_over = anonymous().with_deadline(Some(Instant::now() + Duration::from_millis(200)));
+    let crowd = (0..500).map(|_| ask(&peer, &soon_over, "hold"));
+    for answer in futures::future::join_all(crowd).await {
+        assert_eq!(answer.expect_err("nobody lets it go").kind(), Kind::Timeout);
+    }
+    echo.answers().await;
+}
+
+#[tokio::test]
 async fn a_slow_reader_holds_up_no_call_beside_it() {
     let replica = Replica::start("a").await;
     let peer = remote(&[replica.url()], None);
@@ -77,5 +91,4 @@ async fn a_slow_reader_holds_up_no_call_beside_it() {
         soon("an answer beside the flood", name(&peer)).await.expect("an answer");
     }
     drop(flood.await);
-    drop(local());
 }

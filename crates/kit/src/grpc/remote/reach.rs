@@ -73,7 +73,7 @@ impl Reach {
                 Some(Ok(found)) => found.collect(),
                 Some(Err(error)) => {
                     // Those that are known may well be there still.
-                    tracing::warn!(role = self.remote.name, host, %error, "a role's name cannot be looked up");
+                    tracing::warn!(peer.role = self.remote.name, peer.host = host, %error, "a role's name cannot be looked up");
                     continue;
                 }
                 None => return,
@@ -105,7 +105,7 @@ impl Reach {
             let Some(connected) = gone.run_until_cancelled(connecting).await else { return };
             match connected.unwrap_or_else(|_| Err("there was no answer in time".into())) {
                 Ok(line) => {
-                    tracing::info!(role = self.remote.name, %address, "connected");
+                    tracing::info!(peer.role = self.remote.name, peer.address = %address, "connected");
                     (delay, is_told) = (DELAY_FIRST, false);
                     self.remote.add(line.clone());
                     gone.run_until_cancelled(line.closing.cancelled()).await;
@@ -113,13 +113,13 @@ impl Reach {
                     if gone.is_cancelled() {
                         return;
                     }
-                    tracing::warn!(role = self.remote.name, %address, "the connection is lost and made again");
+                    tracing::warn!(peer.role = self.remote.name, peer.address = %address, "the connection is lost and made again");
                 }
                 Err(error) if is_told => {
-                    tracing::debug!(role = self.remote.name, %address, %error, "still not connected");
+                    tracing::debug!(peer.role = self.remote.name, peer.address = %address, %error, "still not connected");
                 }
                 Err(error) => {
-                    tracing::warn!(role = self.remote.name, %address, %error, "not connected; it is tried again");
+                    tracing::warn!(peer.role = self.remote.name, peer.address = %address, %error, "not connected; it is tried again");
                     is_told = true;
                 }
             }
