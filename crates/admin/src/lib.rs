@@ -51,7 +51,7 @@ pub static MIGRATOR: Migrator = sqlx::migrate!();
 pub const CONSUMER: Consumer = Consumer { name: "admin", types: &["*.act.recorded"] };
 
 /// The acts that it records, for the reference.
-pub static ACTIONS: [Action; 1] = [parked::REPLAY];
+pub static ACTS: [&Action; 1] = [&parked::REPLAY];
 
 /// The service. Cheap to clone; clones are the same service.
 #[derive(Debug, Clone)]
@@ -130,10 +130,11 @@ impl Admin {
         let setup =
             inbox::Setup { consumer: CONSUMER, schema: SCHEMA, pool: pool.clone(), clock: clock.clone(), producers };
         Inbox::start(setup, bus, tasks, |event, transaction| Box::pin(audit::record(event, transaction)));
-        let on = self.clone();
+        // Not the service itself: the bus would hold it, as it holds the bus, and neither would ever end.
+        let (pool, clock) = (pool.clone(), clock.clone());
         let keep = move |parked| -> BoxFuture<'static, Result<(), Fail>> {
-            let admin = on.clone();
-            Box::pin(async move { parked::keep(&admin, parked).await })
+            let (pool, clock) = (pool.clone(), clock.clone());
+            Box::pin(async move { parked::keep(&pool, &clock, parked).await })
         };
         bus.on_parked(keep, tasks);
         let on = self.clone();

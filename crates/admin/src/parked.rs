@@ -3,7 +3,7 @@
 
 use chrono::{DateTime, Utc};
 use kit::{
-    Fail,
+    Clock, Fail,
     audit::{Act, Action},
     bus::{Event, Parked},
     clock::to_timestamp,
@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 use crate::{Admin, audit::text};
 
-pub(crate) const REPLAY: Action = Action {
+pub(crate) static REPLAY: Action = Action {
     name: "parked_event.replay",
     target: "parked_event",
     fields: &[],
@@ -115,7 +115,7 @@ impl Admin {
 ///
 /// # Errors
 /// As the database: then it is told again.
-pub(crate) async fn keep(admin: &Admin, parked: Parked) -> Result<(), Fail> {
+pub(crate) async fn keep(pool: &PgPool, clock: &Clock, parked: Parked) -> Result<(), Fail> {
     let read = Event::from_bytes(&parked.event).ok();
     let (event_id, source, subject) = match read {
         Some(event) => (event.id.to_string(), event.source, event.subject),
@@ -126,7 +126,7 @@ pub(crate) async fn keep(admin: &Admin, parked: Parked) -> Result<(), Fail> {
          values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
          on conflict (consumer, event_id) do update
          set reason = excluded.reason, parked_at = excluded.parked_at, replayed_at = null",
-        admin.0.clock.new_id(),
+        clock.new_id(),
         event_id,
         text(parked.kind),
         text(source),
@@ -134,9 +134,9 @@ pub(crate) async fn keep(admin: &Admin, parked: Parked) -> Result<(), Fail> {
         text(parked.consumer),
         text(parked.reason),
         &parked.event[..],
-        admin.0.clock.now(),
+        clock.now(),
     )
-    .execute(&admin.0.pool)
+    .execute(pool)
     .await?;
     Ok(())
 }
