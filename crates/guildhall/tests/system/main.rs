@@ -6,6 +6,7 @@
 //! |---|---|
 //! | `main_job` | pictures become models, each fit to be printed; bad input fails alone; memory stays bounded |
 //! | `faults` | whatever is killed and whenever, each job ends once and nothing is left behind |
+//! | `administration` | who is kept out is out at once; every act is told once, to those who may read it; health is seen |
 //! | `privacy` | nobody sees or does what is not theirs, on any route there is |
 //! | `privacy_marks` | nothing given in confidence is in a log, a trace or a metric |
 //! | `traces` | one request is one trace; a collector that does not answer holds up nothing |
@@ -15,6 +16,7 @@
 
 #![expect(clippy::print_stdout, reason = "a test tells what it measured, and the log of a house that failed it")]
 
+mod administration;
 mod collector;
 mod faults;
 mod glb;

@@ -23,7 +23,7 @@ pub(crate) struct Person {
     /// An access token, and when it was given; none for somebody who is not signed in.
     token: Option<Arc<Mutex<(String, Instant)>>>,
     pub(crate) email: String,
-    password: String,
+    pub(crate) password: String,
     /// The user's id; empty for somebody who is not signed in.
     pub(crate) id: String,
 }
