@@ -52,9 +52,12 @@ struct Entry {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_dies_is_back_at_once_on_its_own_ports_and_nothing_listens_beyond_loopback() {
-    let apart = Apart::open(options(&kit::testing::directory()), silent).await.expect("it opens");
-    let told = read(apart.told());
-    assert_eq!(told.http, apart.http());
+    let dir = kit::testing::directory();
+    let file = dir.join("apart.json");
+    let mut owner = Owner::of(&dir);
+    let http = owner.await_word("ready ");
+    let told = read(&file);
+    assert_eq!(told.http, http);
     let count = |role: &str| told.processes.iter().filter(|entry| entry.role == role).count();
     for (role, expected) in [("gateway", 2), ("auth", 2), ("jobs", 2), ("admin", 2), ("worker", 3)] {
         assert_eq!(count(role), expected, "{role}: {told:#?}");
@@ -63,7 +66,7 @@ async fn what_dies_is_back_at_once_on_its_own_ports_and_nothing_listens_beyond_l
         assert_eq!(count(role), 1, "{role}: {told:#?}");
     }
 
-    let family = Process::family(std::process::id());
+    let family = Process::family(owner.child.id());
     let listeners = processes::listeners(&family);
     let elsewhere: Vec<_> = listeners.iter().filter(|(address, _)| !address.is_loopback()).collect();
     assert!(elsewhere.is_empty(), "something listens on {elsewhere:?}");
@@ -74,7 +77,7 @@ async fn what_dies_is_back_at_once_on_its_own_ports_and_nothing_listens_beyond_l
         let since = Instant::now();
         send(victim.pid, Signal::SIGKILL);
         let back = until(&format!("another {}", victim.role), async || {
-            let now = read(apart.told()).processes;
+            let now = read(&file).processes;
             let others: BTreeSet<_> = told.processes.iter().map(|entry| entry.pid).collect();
             let is_back = |entry: &&Entry| entry.role == victim.role && !others.contains(&entry.pid);
             (now.len() == told.processes.len()).then(|| now.iter().find(is_back).cloned()).flatten()
@@ -87,14 +90,12 @@ async fn what_dies_is_back_at_once_on_its_own_ports_and_nothing_listens_beyond_l
             println!("{} is ready after {:?}", victim.role, since.elapsed());
         }
     }
-    until("all to be well behind the door", async || is_ready(apart.http()).await.then_some(())).await;
+    until("all to be well behind the door", async || is_ready(&http).await.then_some(())).await;
 
-    let (told, family) = (apart.told().to_owned(), Process::family(std::process::id()));
-    assert!(apart.close().await, "not everything ended in time");
-    assert!(!told.exists(), "a closed one says what runs");
-    nothing_runs(&family).await;
+    owner.closes().await;
+    assert!(!file.exists(), "a closed one says what runs");
     for role in ["auth-1", "jobs-2", "gateway-1", "worker-3"] {
-        let log = std::fs::read_to_string(told.with_file_name("logs").join(format!("{role}.log"))).expect("a log");
+        let log = std::fs::read_to_string(dir.join(format!("logs/{role}.log"))).expect("a log");
         assert!(!log.contains("stopped at once"), "{role} was not let drain");
     }
 }
@@ -118,12 +119,7 @@ async fn killing_the_runner_leaves_no_process_and_the_next_one_opens_the_same_di
     let mut next = Owner::of(&dir);
     let http = next.await_word("ready ");
     assert!(is_ready(&http).await);
-    let family = Process::family(next.child.id());
-    // Asked to close, as by Ctrl-C.
-    drop(next.child.stdin.take());
-    let status = next.child.wait().expect("it has ended");
-    assert!(status.success(), "it did not drain");
-    nothing_runs(&family).await;
+    next.closes().await;
     assert!(!dir.join("apart.json").exists());
 }
 
@@ -157,6 +153,15 @@ impl Owner {
             .expect("this binary starts");
         let said = BufReader::new(child.stderr.take().expect("a pipe"));
         Self { child, said }
+    }
+
+    /// Asks it to close, as Ctrl-C would: it must do so in time and leave nothing behind.
+    async fn closes(&mut self) {
+        let family = Process::family(self.child.id());
+        drop(self.child.stdin.take());
+        let status = self.child.wait().expect("it has ended");
+        assert!(status.success(), "it did not close in time");
+        nothing_runs(&family).await;
     }
 
     /// Waits for a line with the word, and gives what follows it there.
