@@ -5,7 +5,7 @@
 //! worker's stream, run, reported, receipted, with attempts, live events and outbox written. The task is `demo_echo`,
 //! which does next to nothing in the worker's own process. `demo_spin` of no seconds does as little in a slot's child.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use futures::{StreamExt as _, TryStreamExt as _};
 use serde_json::{Value, json};
@@ -26,8 +26,6 @@ const CALL: u32 = 1_000;
 const CALLS_AT_A_TIME: usize = 2;
 /// Jobs where attempts are few, as slow rates need no more.
 const FEW: u32 = 2_000;
-const POLL: Duration = Duration::from_millis(5);
-const DRAIN_WITHIN: Duration = Duration::from_secs(300);
 
 /// Rates of one round, in jobs a second.
 #[derive(Debug, Default)]
@@ -149,15 +147,8 @@ async fn drain(house: &House, url: &str, jobs: u32, total: u32) -> Result<f64, F
     let mut connection = PgConnection::connect(url).await?;
     let started = Instant::now();
     house.post("/api/v1/queues/default/resume", &json!({})).await?;
-    let drained = async {
-        while sqlx::query_scalar("select exists (select from jobs.job)").fetch_one(&mut connection).await? {
-            tokio::time::sleep(POLL).await;
-        }
-        Ok::<_, sqlx::Error>(started.elapsed())
-    };
-    let took = tokio::time::timeout(DRAIN_WITHIN, drained)
-        .await
-        .map_err(|_| format!("{jobs} jobs were not worked off within {} s", DRAIN_WITHIN.as_secs()))??;
+    let is_left = "select exists (select from jobs.job where id > '00000000-0000-0000-0000-000000000000')";
+    let took = proof::worked_off(&mut connection, is_left, started).await?;
     let succeeded = "select count(*) from jobs.job_history where state = 'succeeded'";
     let succeeded = proof::count(&mut connection, succeeded).await?;
     connection.close().await?;

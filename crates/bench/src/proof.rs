@@ -1,9 +1,14 @@
 //! What the database itself says of a measurement: which rows there are now, under which settings they were written, and
 //! how often the log was committed to and forced to the disk.
 
+use std::time::{Duration, Instant};
+
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
 use crate::Fault;
+
+const POLL: Duration = Duration::from_millis(10);
+const WORKED_OFF_WITHIN: Duration = Duration::from_secs(300);
 
 /// What the server has counted so far.
 #[derive(Debug, Clone, Copy)]
@@ -103,6 +108,26 @@ pub(crate) async fn rows(url: &str) -> Result<String, Fault> {
     Ok(format!(
         "jobs: {jobs}; attempts: {attempts}; live events: {events}; outbox: {outbox} written, {published} published"
     ))
+}
+
+/// Waits until a query says that nothing is left; how long that took since `started`. It has to find out by an index: a
+/// scan over all the rows that are dead by then, every few milliseconds, would take a good part of what is measured.
+///
+/// # Errors
+/// As the database, or when it takes too long.
+pub(crate) async fn worked_off(
+    connection: &mut PgConnection,
+    is_left: &'static str,
+    started: Instant,
+) -> Result<Duration, Fault> {
+    sqlx::raw_sql("set enable_seqscan = off; set enable_bitmapscan = off").execute(&mut *connection).await?;
+    while sqlx::query_scalar(is_left).fetch_one(&mut *connection).await? {
+        if started.elapsed() > WORKED_OFF_WITHIN {
+            return Err(format!("jobs were not worked off within {} s", WORKED_OFF_WITHIN.as_secs()).into());
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    Ok(started.elapsed())
 }
 
 /// A number that a query counts.

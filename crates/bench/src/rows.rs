@@ -9,7 +9,8 @@ pub(crate) struct Spread(Vec<f64>);
 
 impl Spread {
     pub(crate) fn median(&self) -> f64 {
-        percentile(&self.0, 0.5)
+        let (below, above) = (percentile(&self.0, 0.5), self.0.get(self.0.len() / 2).copied().unwrap_or(0.0));
+        f64::midpoint(below, above)
     }
 
     fn shown(&self) -> String {
@@ -177,6 +178,7 @@ mod tests {
     fn a_spread_tells_the_median_between_the_least_and_the_most() {
         let spread: Spread = [3000.0, 1000.0, 2000.0].into_iter().collect();
         assert_eq!(spread.shown(), "2,000 (1,000..3,000)");
+        assert_eq!([1.0, 2.0].into_iter().collect::<Spread>().median(), 1.5);
         assert_eq!(Spread::from(0.25).shown(), "0.250");
         assert_eq!(number(-1234.0), "-1,234");
     }

@@ -16,7 +16,7 @@ use tokio::{
     process::{Child, ChildStdin, ChildStdout, Command},
 };
 
-use crate::Fault;
+use crate::{Fault, proof};
 
 pub(crate) const NAME: &str = "graphile-worker 0.17.3, best";
 pub(crate) const NAME_DEFAULT: &str = "graphile-worker 0.17.3, default";
@@ -25,7 +25,6 @@ pub(crate) const NAME_DEFAULT: &str = "graphile-worker 0.17.3, default";
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/yardstick/graphile.cjs");
 const BATCH: u32 = 2_000;
 const CLIENTS: u32 = 2;
-const POLL: Duration = Duration::from_millis(5);
 const ANSWER_WITHIN: Duration = Duration::from_secs(300);
 
 /// How many processes work, and by which settings.
@@ -99,18 +98,8 @@ pub(crate) async fn drain(tools: &Path, url: &str, jobs: u32, setting: Setting) 
     }
     let started = Instant::now();
     transaction.commit().await?;
-    let drained = async {
-        while sqlx::query_scalar("select exists (select from graphile_worker._private_jobs)")
-            .fetch_one(&mut connection)
-            .await?
-        {
-            tokio::time::sleep(POLL).await;
-        }
-        Ok::<_, sqlx::Error>(started.elapsed())
-    };
-    let took = tokio::time::timeout(ANSWER_WITHIN, drained)
-        .await
-        .map_err(|_| format!("graphile-worker did not end {jobs} jobs within {} s", ANSWER_WITHIN.as_secs()))??;
+    let is_left = "select exists (select from graphile_worker._private_jobs where id > 0)";
+    let took = proof::worked_off(&mut connection, is_left, started).await?;
     for worker in workers {
         worker.end().await?;
     }
