@@ -106,7 +106,7 @@ impl House {
             credential: services.credential()?,
             roles: roles.names(),
             version: env!("CARGO_PKG_VERSION"),
-            checks: inside.checks.clone(),
+            checks: ground.with_bus(inside.checks.clone()),
             outboxes: services.pools(),
             clock: ground.clock.clone(),
         };

@@ -5,8 +5,10 @@ use auth::Auth;
 use jobs::Jobs;
 use kit::{
     Clock, Fail, Secret,
+    bus::State,
     db::Schema,
     grpc::{Credential, Guard, Peer},
+    health::Checks,
     identity::Verifier,
     inbox::Producer,
     outbox,
@@ -153,6 +155,25 @@ impl Ground<'_> {
     /// `internal` for a role that does not say that it needs one.
     pub(super) fn storage(&self) -> Result<Storage, Fail> {
         self.storage.clone().ok_or_else(|| Fail::internal("this role was opened without storage"))
+    }
+
+    /// The checks, and for services that tell each other over RabbitMQ its own. That one makes nobody unready: while the
+    /// broker is away work goes on, and word of it waits.
+    pub(super) fn with_bus(&self, checks: Checks) -> Checks {
+        if self.settings.process.amqp_url.is_none() || self.roles.services().next().is_none() {
+            return checks;
+        }
+        let state = self.ways.bus.state();
+        checks.with("bus", move || {
+            let state = state.borrow().clone();
+            async move {
+                match state {
+                    State::Connected => Ok(()),
+                    State::Blocked(_) => Err(Fail::unavailable("bus.blocked", "The broker takes nothing for now.")),
+                    State::Away(_) => Err(Fail::unavailable("bus.away", "The broker is not connected.")),
+                }
+            }
+        })
     }
 
     /// The way to a role that this process calls and does not have.

@@ -138,6 +138,13 @@ async fn one_look_shows_how_every_role_fares(place: Place) {
         let mut lags = replicas.iter().flat_map(|replica| replica["lags"].as_array().into_iter().flatten());
         assert!(lags.any(|lag| lag["service"] == service), "{health:#}");
     }
+    let on_bus = replicas.iter().flat_map(|replica| replica["dependencies"].as_array().into_iter().flatten());
+    let on_bus = on_bus.filter(|on| on["name"] == "bus" && on["ok"] == true).count();
+    assert_eq!(
+        on_bus,
+        if place.house().is_some() { 0 } else { 6 },
+        "services tell each other over RabbitMQ: {health:#}"
+    );
     if let Some(house) = place.house() {
         assert_eq!(replicas[0]["pid"], house.pid(), "{health:#}");
         // The same checks as behind the operations port.
