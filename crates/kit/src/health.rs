@@ -137,7 +137,8 @@ impl Reporter {
     /// Of each service whose outbox can be looked at now; that the database is away is told by its check.
     async fn lags(&self) -> Vec<Lag> {
         let lags = self.outboxes.iter().map(|(schema, pool)| async move {
-            let lag = tokio::time::timeout(CHECK_WITHIN, outbox::lag(pool, *schema, self.clock.now())).await.ok()?.ok()?;
+            let lag =
+                tokio::time::timeout(CHECK_WITHIN, outbox::lag(pool, *schema, self.clock.now())).await.ok()?.ok()?;
             Some(Lag { service: schema.name().to_owned(), unpublished: lag.unpublished, seconds: lag.seconds })
         });
         join_all(lags).await.into_iter().flatten().collect()
