@@ -32,7 +32,7 @@ impl Keys {
         keys.ensure("service", service_key)?;
         keys.ensure("worker", service_key)?;
         // The same file as `guildhall up` keeps it in, so that the directory can be opened by either.
-        keys.ensure("administrator", || random_hex::<16>())?;
+        keys.ensure("administrator", random_hex::<16>)?;
         let is_whole = keys.ca().is_file()
             && instances.iter().all(|i| keys.certificate(i).is_file() && keys.certificate_key(i).is_file());
         if !is_whole {
