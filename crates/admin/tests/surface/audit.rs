@@ -55,7 +55,7 @@ async fn an_act_that_arrives_twice_is_one_entry() {
     house.tell(&[event.clone(), event.clone()]).await;
     // However late the repeat comes: the inbox remembers for a month, the log for as long as it keeps the entry.
     sqlx::query("delete from admin.inbox").execute(house.pool()).await.expect("forgotten");
-    house.tell(&[event.clone()]).await;
+    house.tell(std::slice::from_ref(&event)).await;
 
     let entries = house.entries(&someone("admin"), everything()).await.expect("a page");
     let expected = AuditEntry {

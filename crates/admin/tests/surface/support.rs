@@ -92,7 +92,8 @@ impl House {
     }
 
     pub(crate) async fn publish(&self, messages: &[Message]) {
-        let published = soon(self.bus.publisher().publish(messages)).await;
+        let mut publisher = self.bus.publisher();
+        let published = soon(Box::pin(publisher.publish(messages))).await;
         assert!(published.confirmed.iter().all(|is| *is), "{published:?}");
     }
 
