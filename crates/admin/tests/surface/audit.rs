@@ -8,7 +8,7 @@ use proto::{
     events::ActRecorded,
 };
 
-use crate::support::{House, account, answer, code, someone, soon};
+use crate::support::{House, account, answer, code, someone};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -224,12 +224,12 @@ async fn a_month_of_entries_leaves_whole_once_its_last_day_is_old_enough() {
 
     // The default retention is a year: until then, no month with a day younger than that may go.
     house.clock.advance(365 * DAY);
-    assert!(soon(house.admin.sweep()).await.is_empty());
+    assert!(house.sweep().await.is_empty());
     house.tell(&[house.act("jobs", act("job.retry", "young"))]).await;
     assert_eq!(actions(&house.entries(&admin, everything()).await.expect("a page")), ["job.retry", "job.cancel"]);
 
     house.clock.advance(32 * DAY);
-    assert!(soon(house.admin.sweep()).await.is_empty());
+    assert!(house.sweep().await.is_empty());
     assert_eq!(actions(&house.entries(&admin, everything()).await.expect("a page")), ["job.retry"]);
     assert!(!months().await.contains(&first[0]), "{:?}", months().await);
 
@@ -238,6 +238,6 @@ async fn a_month_of_entries_leaves_whole_once_its_last_day_is_old_enough() {
     late.id = uuid::Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_0001);
     house.tell(&[late]).await;
     assert_eq!(house.entries(&admin, everything()).await.expect("a page").len(), 2);
-    assert!(soon(house.admin.sweep()).await.is_empty());
+    assert!(house.sweep().await.is_empty());
     assert_eq!(house.entries(&admin, everything()).await.expect("a page").len(), 1);
 }

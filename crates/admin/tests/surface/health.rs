@@ -90,7 +90,7 @@ async fn a_process_that_falls_silent_is_gone_after_seconds_and_forgotten_after_m
 
     house.clock.advance(Duration::from_secs(5 * 60));
     assert_eq!(health(&house).await.replicas, []);
-    assert!(soon(house.admin.sweep()).await.is_empty());
+    assert!(house.sweep().await.is_empty());
     let rows: i64 =
         sqlx::query_scalar("select count(*) from admin.replica").fetch_one(house.pool()).await.expect("rows");
     assert_eq!(rows, 0);

@@ -91,6 +91,11 @@ impl House {
         self.publish(&messages).await;
     }
 
+    /// One sweep; what failed of it.
+    pub(crate) async fn sweep(&self) -> Vec<(&'static str, Fail)> {
+        soon(Box::pin(self.admin.sweep())).await
+    }
+
     pub(crate) async fn publish(&self, messages: &[Message]) {
         let mut publisher = self.bus.publisher();
         let published = soon(Box::pin(publisher.publish(messages))).await;
