@@ -124,9 +124,7 @@ impl Jobs {
             .add_service(FilesServer::new(files::Files::new(Arc::clone(core))))
             .add_service(WorkerListServer::new(workers::Workers(Arc::clone(core))))
             .add_service(WorkersServer::new(workers::Workers(Arc::clone(core))).max_decoding_message_size(bytes_max))
-            .add_service(
-                AttemptsServer::new(attempts::Attempts(Arc::clone(core))).max_decoding_message_size(bytes_max),
-            )
+            .add_service(AttemptsServer::new(attempts::Attempts(Arc::clone(core))).max_decoding_message_size(bytes_max))
             .add_service(OutboxServer::new(outbox::Service::new(core.pool.clone(), SCHEMA)));
         routes.routes()
     }

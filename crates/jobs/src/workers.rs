@@ -4,7 +4,7 @@
 use std::{collections::HashSet, sync::Arc};
 
 use futures::future::{join_all, try_join_all};
-use kit::{Fail, Kind, clock, grpc::Call};
+use kit::{Fail, Kind, clock, crash_point, grpc::Call};
 use proto::{
     jobs::{ListWorkersRequest, ListWorkersResponse, workers_server as list_server},
     worker::{
@@ -231,6 +231,9 @@ async fn write_reports(core: Arc<Core>, seat: Arc<Seat>, mut waiting: mpsc::Rece
             warn!(worker.id = %seat.worker, error = %fail, "progress or a log line was not written");
         }
         let told = report.outcomes;
+        if !told.is_empty() {
+            crash_point("result-not-finished");
+        }
         let ended = join_all(told.iter().map(|outcome| end(&core, outcome))).await;
         let mut receipt = Receipt::default();
         let mut unwritten = None;
@@ -246,6 +249,7 @@ async fn write_reports(core: Arc<Core>, seat: Arc<Seat>, mut waiting: mpsc::Rece
             }
         }
         if !(receipt.accepted.is_empty() && receipt.refused.is_empty()) {
+            crash_point("finished-not-receipted");
             seat.send(to_worker::Message::Receipt(receipt)).await;
         }
         if let Some(fail) = unwritten {

@@ -61,10 +61,11 @@ impl CursorKey {
         .bind(&fresh[..])
         .execute(pool)
         .await?;
-        let key: Vec<u8> = sqlx::query_scalar(AssertSqlSafe(format!("select value from {table}.secret where name = $1")))
-            .bind(NAME)
-            .fetch_one(pool)
-            .await?;
+        let key: Vec<u8> =
+            sqlx::query_scalar(AssertSqlSafe(format!("select value from {table}.secret where name = $1")))
+                .bind(NAME)
+                .fetch_one(pool)
+                .await?;
         let key = <[u8; 32]>::try_from(key).map_err(|_| Fail::internal("the cursor key is not of 32 bytes"))?;
         Ok(Self::new(&key))
     }

@@ -27,11 +27,11 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{Connection as _, Row as _};
 use tokio::sync::watch;
 
+pub use crate::private_server::PlaceError;
+use crate::private_server::Product;
 use crate::private_server::account::Account;
 use crate::private_server::home::{self, Home};
 use crate::private_server::keeper::{Keeper, Restart};
-pub use crate::private_server::PlaceError;
-use crate::private_server::Product;
 
 /// The oldest major version whose SQL the services are written in.
 pub const MAJOR_MIN: u32 = 15;

@@ -120,7 +120,8 @@ impl PrivateRabbitMq {
         wait_for_port(node.ports().epmd, &epmd).await?;
 
         let broker_node = Arc::clone(&node);
-        let started = Keeper::start(RABBITMQ.name, move || Ok::<_, StartError>((Broker(broker_node, restart), ()))).await;
+        let started =
+            Keeper::start(RABBITMQ.name, move || Ok::<_, StartError>((Broker(broker_node, restart), ()))).await;
         let (broker, ()) = match started {
             Ok(started) => started,
             Err(error) => {

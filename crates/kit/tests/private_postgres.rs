@@ -119,7 +119,10 @@ async fn a_second_start_is_refused_and_names_the_holder() {
 
     let refusal = PrivatePostgres::start(data.options()).await.unwrap_err();
 
-    assert!(matches!(&refusal, StartError::Place(PlaceError::InUse { pid, .. }) if *pid == owner.id().to_string()), "{refusal}");
+    assert!(
+        matches!(&refusal, StartError::Place(PlaceError::InUse { pid, .. }) if *pid == owner.id().to_string()),
+        "{refusal}"
+    );
     assert!(refusal.to_string().contains("GUILDHALL_DATA_DIR"), "{refusal}");
     owner.kill().unwrap();
     owner.wait().unwrap();

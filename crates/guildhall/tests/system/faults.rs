@@ -144,7 +144,7 @@ async fn a_killed_postgres_is_restarted_in_place_and_work_goes_on() {
 }
 
 /// Waits until one more model is there than when asked, so that a kill falls into the middle.
-async fn wait_for_more(person: &Person, batch_id: &str) {
+pub(crate) async fn wait_for_more(person: &Person, batch_id: &str) {
     let done = async || {
         let batch = person.get(&format!("/api/v1/batches/{batch_id}")).await;
         batch.body["counts"]["succeeded"].as_u64().unwrap_or(0)
@@ -154,7 +154,7 @@ async fn wait_for_more(person: &Person, batch_id: &str) {
 }
 
 /// Each child succeeded, by one attempt and no other, and the finalize ran once to its end.
-async fn assert_each_ended_once(person: &Person, batch_id: &str, pictures: usize) {
+pub(crate) async fn assert_each_ended_once(person: &Person, batch_id: &str, pictures: usize) {
     let jobs = person.list(&format!("/api/v1/jobs?batch_id={batch_id}")).await;
     let mut by_task: BTreeMap<&str, Vec<&Value>> = BTreeMap::new();
     for job in &jobs {

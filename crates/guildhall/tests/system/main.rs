@@ -10,6 +10,7 @@
 //! | `privacy` | nobody sees or does what is not theirs, on any route there is |
 //! | `privacy_marks` | nothing given in confidence is in a log, a trace or a metric |
 //! | `traces` | one request is one trace; a collector that does not answer holds up nothing |
+//! | `parts` | the production shape: killed, stopped and asked one by one, it loses, doubles and lets in nothing |
 //! | `life` | starting, stopping and being asked wrongly |
 //!
 //! `GUILDHALL_TEST_LONG` runs the long form: 200 pictures and more kills.
@@ -23,6 +24,7 @@ mod glb;
 mod house;
 mod life;
 mod main_job;
+mod parts;
 mod person;
 mod pictures;
 mod place;

@@ -15,6 +15,9 @@ use crate::wait::{SOON, until};
 
 /// An access token is good for five minutes; a long batch takes longer.
 const TOKEN_KEPT: Duration = Duration::from_secs(200);
+/// Longest time in which a patient person asks again.
+const PATIENCE: Duration = Duration::from_secs(120);
+const AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Clone)]
 pub(crate) struct Person {
@@ -26,6 +29,7 @@ pub(crate) struct Person {
     pub(crate) password: String,
     /// The user's id; empty for somebody who is not signed in.
     pub(crate) id: String,
+    is_patient: bool,
 }
 
 /// An answer: its status and its JSON, null when there is none.
@@ -33,6 +37,7 @@ pub(crate) struct Person {
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
     pub(crate) body: Value,
+    pub(crate) request_id: String,
 }
 
 impl Answer {
@@ -55,7 +60,13 @@ impl Person {
     pub(crate) fn stranger(base: &str) -> Self {
         let http = reqwest::Client::builder().timeout(Duration::from_secs(300)).build().expect("a client");
         let (email, password) = (String::new(), String::new());
-        Self { http, base: base.to_owned(), token: None, email, password, id: String::new() }
+        Self { http, base: base.to_owned(), token: None, email, password, id: String::new(), is_patient: false }
+    }
+
+    /// The same person, who asks again when nobody answers or something is away, as a good client does: what creates
+    /// something with the same idempotency key.
+    pub(crate) fn patient(self) -> Self {
+        Self { is_patient: true, ..self }
     }
 
     pub(crate) async fn register(base: &str, name: &str) -> Self {
@@ -86,7 +97,7 @@ impl Person {
     async fn log_in(&self) -> (String, String) {
         let body = json!({ "email": self.email, "password": self.password });
         let request = self.http.post(format!("{}/api/v1/auth/login", self.base)).json(&body);
-        let answer = answer(request).await.expect(200);
+        let answer = self.ask(|| request.try_clone().expect("a body of JSON")).await.expect(200);
         let text = |value: &Value| value.as_str().expect("a text").to_owned();
         (text(&answer["access_token"]), text(&answer["user"]["id"]))
     }
@@ -102,19 +113,81 @@ impl Person {
     }
 
     pub(crate) async fn get(&self, path: &str) -> Answer {
-        answer(self.request(Method::GET, path).await).await
+        let request = self.request(Method::GET, path).await;
+        self.ask(|| request.try_clone().expect("no body")).await
     }
 
     pub(crate) async fn post(&self, path: &str, body: &Value) -> Answer {
-        answer(self.request(Method::POST, path).await.json(body)).await
+        let request = self.keyed(self.request(Method::POST, path).await).json(body);
+        self.ask(|| request.try_clone().expect("a body of JSON")).await
+    }
+
+    pub(crate) async fn put(&self, path: &str, body: &Value) -> Answer {
+        let request = self.request(Method::PUT, path).await.json(body);
+        self.ask(|| request.try_clone().expect("a body of JSON")).await
+    }
+
+    /// The access token, to be shown elsewhere.
+    pub(crate) async fn token(&self) -> String {
+        self.token.as_ref().expect("somebody who is signed in").lock().await.0.clone()
+    }
+
+    /// The refresh token of a session of its own.
+    pub(crate) async fn refresh_token(&self) -> String {
+        let body = json!({ "email": self.email, "password": self.password });
+        let answer = answer(self.http.post(format!("{}/api/v1/auth/login", self.base)).json(&body)).await.expect(200);
+        answer["refresh_token"].as_str().expect("a token").to_owned()
+    }
+
+    /// The same person with the same session, through another door.
+    pub(crate) fn by_way_of(&self, base: &str) -> Self {
+        Self { base: base.to_owned(), ..self.clone() }
+    }
+
+    /// A live stream, to be read by the test.
+    pub(crate) async fn open_stream(&self, path: &str) -> reqwest::Response {
+        let response = self.request(Method::GET, path).await.send().await.expect("an answer");
+        assert_eq!(response.status().as_u16(), 200, "{path}");
+        response
+    }
+
+    fn keyed(&self, request: RequestBuilder) -> RequestBuilder {
+        if !self.is_patient {
+            return request;
+        }
+        request.header("idempotency-key", kit::Clock::system().new_id().to_string())
+    }
+
+    /// Asks once, or until somebody answers who is not broken.
+    async fn ask(&self, request: impl Fn() -> RequestBuilder) -> Answer {
+        if !self.is_patient {
+            return answer(request()).await;
+        }
+        let answered = async {
+            loop {
+                if let Ok(answer) = try_answer(request()).await
+                    && !answer.status.is_server_error()
+                {
+                    return answer;
+                }
+                tokio::time::sleep(AGAIN_AFTER).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, answered).await.expect("somebody answers")
     }
 
     /// Uploads files of these names in one request; their ids in order.
     pub(crate) async fn upload(&self, files: Vec<(String, Vec<u8>)>) -> Vec<String> {
-        let form = files.into_iter().fold(reqwest::multipart::Form::new(), |form, (name, bytes)| {
-            form.part("file", reqwest::multipart::Part::bytes(bytes).file_name(name))
-        });
-        let body = answer(self.request(Method::POST, "/api/v1/files").await.multipart(form)).await.expect(201);
+        let files: Vec<(String, bytes::Bytes)> =
+            files.into_iter().map(|(name, bytes)| (name, bytes::Bytes::from(bytes))).collect();
+        let form = || {
+            files.iter().fold(reqwest::multipart::Form::new(), |form, (name, bytes)| {
+                let part = reqwest::multipart::Part::stream(bytes.clone()).file_name(name.clone());
+                form.part("file", part)
+            })
+        };
+        let request = self.keyed(self.request(Method::POST, "/api/v1/files").await);
+        let body = self.ask(|| request.try_clone().expect("no body").multipart(form())).await.expect(201);
         let items = body["items"].as_array().expect("items");
         items.iter().map(|file| file["id"].as_str().expect("an id").to_owned()).collect()
     }
@@ -191,8 +264,14 @@ impl Person {
 }
 
 pub(crate) async fn answer(request: RequestBuilder) -> Answer {
-    let response = request.send().await.expect("an answer");
+    try_answer(request).await.expect("an answer with a whole body")
+}
+
+async fn try_answer(request: RequestBuilder) -> Result<Answer, reqwest::Error> {
+    let response = request.send().await?;
     let status = response.status();
-    let text = response.text().await.expect("a whole body");
-    Answer { status, body: serde_json::from_str(&text).unwrap_or(Value::Null) }
+    let request_id = response.headers().get("x-request-id").and_then(|id| id.to_str().ok()).unwrap_or_default();
+    let request_id = request_id.to_owned();
+    let text = response.text().await?;
+    Ok(Answer { status, body: serde_json::from_str(&text).unwrap_or(Value::Null), request_id })
 }

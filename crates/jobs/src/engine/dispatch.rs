@@ -12,7 +12,7 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
-use kit::{Fail, outbox, tasks::Tasks, telemetry::span::Shared};
+use kit::{Fail, crash_point, outbox, tasks::Tasks, telemetry::span::Shared};
 use proto::worker::{Assign, Assignment, AttemptRef, ToWorker, to_worker};
 use std::sync::Mutex as SyncMutex;
 use tokio::sync::{Mutex, mpsc};
@@ -195,6 +195,7 @@ async fn serve(ground: &Ground, finisher: &Group<Outcome, bool>, seat: &Seat) ->
     }
     let _previous =
         seat.free.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| Some(left.saturating_sub(count)));
+    crash_point("claimed-not-assigned");
     let attempts: Vec<(Uuid, i64)> = claims.iter().map(|claim| (claim.id, claim.token)).collect();
     if seat.out.is_closed() {
         // The stream broke after the claim: the worker never saw these, so they go back unharmed.

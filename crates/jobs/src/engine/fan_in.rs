@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use chrono::{DateTime, Utc};
-use kit::{Fail, outbox};
+use kit::{Fail, crash_point, outbox};
 use serde_json::json;
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -186,6 +186,7 @@ pub(crate) async fn settle(
     }
     write(conn, &rows).await?;
     if !finalizes.is_empty() {
+        crash_point("last-child-not-finalized");
         name_queues(conn, &mut finalizes).await?;
         submit::insert(conn, &ground.clock, &finalizes, now, telling).await?;
         settled.has_work = true;

@@ -268,7 +268,10 @@ mod tests {
 
     #[test]
     fn an_operator_reads_the_audit_of_jobs_and_manages_neither_users_nor_events() {
-        assert_eq!((Role::Operator.reach("audit:read"), Role::Operator.audits()), (Some(Reach::Own), ["jobs"].as_slice()));
+        assert_eq!(
+            (Role::Operator.reach("audit:read"), Role::Operator.audits()),
+            (Some(Reach::Own), ["jobs"].as_slice())
+        );
         for permission in ["users:read", "users:write", "events:read", "events:replay", "health:report"] {
             assert_eq!(Role::Operator.reach(permission), None, "{permission}");
             assert_eq!(Role::Admin.reach(permission), Some(Reach::Any), "{permission}");
