@@ -1,6 +1,7 @@
 //! How many requests a second the gateway answers, and how late the latest, beside nginx with a static file of the same
-//! size: for a job, which takes several looks into Postgres, and for the list of tasks, which takes one. Every limit is as it is by default,
-//! every request shows a real token, each is logged. A third line puts nginx before the gateway, as production does.
+//! size: for a job, which takes several looks into Postgres, and for the list of tasks, which takes one. Every limit is as
+//! it is by default, every request shows a real token, each is logged. A third line puts nginx before the gateway, as
+//! production does.
 
 use serde_json::json;
 

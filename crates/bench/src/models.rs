@@ -123,9 +123,9 @@ fn draw() -> Result<Vec<Vec<u8>>, Fault> {
             state ^= state << 13;
             state ^= state >> 7;
             state ^= state << 17;
-            #[expect(clippy::cast_possible_truncation, reason = "eight of its bits are wanted")]
-            let grain = (state as u8) & 7;
-            *channel = channel.saturating_add(grain).saturating_sub(3);
+            #[expect(clippy::cast_possible_truncation, reason = "five of its bits are wanted")]
+            let grain = (state as u8) & 31;
+            *channel = channel.saturating_add(grain).saturating_sub(15);
         }
         let mut jpeg = Vec::new();
         JpegEncoder::new_with_quality(&mut jpeg, QUALITY).encode_image(&large)?;
