@@ -134,9 +134,9 @@ impl House {
         if roles.services().next().is_some() {
             let database = self.database.insert(Database::open(settings).await?);
             if roles.is_up {
-                database.migrate().await?
+                database.migrate().await?;
             } else {
-                database.check(roles).await?
+                database.check(roles).await?;
             }
             database_url = Secret::new(database.url().to_owned());
         }

@@ -201,6 +201,6 @@ fn system_roots() -> Result<RootCertStore, String> {
     Ok(roots)
 }
 
-fn wrong(reason: String) -> Fail {
+fn wrong(reason: impl fmt::Display) -> Fail {
     Fail::invalid("config.tls", format!("{reason}."))
 }

@@ -59,7 +59,7 @@ pub(super) fn cut(response: http::Response<Body>, deadline: Option<Instant>) -> 
         tokio::time::sleep_until(deadline).await;
         over()
     };
-    response.map(|body| Cut::new(body, until))
+    response.map(|body| Cut::off(body, until))
 }
 
 /// What a call ends with whose time is over.
@@ -93,7 +93,8 @@ pub(super) struct Cut {
 }
 
 impl Cut {
-    pub(super) fn new(body: Body, early: impl Future<Output = Status> + Send + 'static) -> Body {
+    /// The body as it goes on meanwhile.
+    pub(super) fn off(body: Body, early: impl Future<Output = Status> + Send + 'static) -> Body {
         Body::new(Self { body, early: Some(Box::pin(early)) })
     }
 }

@@ -34,6 +34,7 @@ const WAIT_MAX: Duration = Duration::from_secs(3);
 pub(super) struct Remote {
     /// The role's name, for the log.
     name: &'static str,
+    tls: Option<Tls>,
     /// The connections that take calls.
     lines: watch::Sender<Vec<Arc<Line>>>,
     /// Where the next search begins, so that replicas which are equally busy take turns.
@@ -42,9 +43,9 @@ pub(super) struct Remote {
 
 impl Remote {
     pub(super) fn open(name: &'static str, origins: Vec<Origin>, tls: Option<Tls>, tasks: &Tasks) -> Arc<Self> {
-        let remote = Arc::new(Self { name, lines: watch::Sender::new(Vec::new()), next: AtomicUsize::new(0) });
+        let remote = Arc::new(Self { name, tls, lines: watch::Sender::new(Vec::new()), next: AtomicUsize::new(0) });
         for origin in origins {
-            reach::follow(remote.clone(), Arc::new(origin), tls.clone(), tasks.clone());
+            reach::follow(remote.clone(), Arc::new(origin), tasks);
         }
         remote
     }
@@ -81,7 +82,7 @@ impl Remote {
             }
             match flight.send(request).await {
                 Ok(response) => return Ok(response),
-                Err(Unsent::Whole(whole)) => request = whole,
+                Err(Unsent::Whole(whole)) => request = *whole,
                 Err(Unsent::Lost(status)) => {
                     tracing::debug!(peer.role = self.name, error = %status, "a call was lost on its way");
                     return Err(status);

@@ -168,7 +168,7 @@ impl Port {
         }
         let stopping = self.stopping;
         response.map(|body| {
-            Cut::new(body, async move {
+            Cut::off(body, async move {
                 stopping.cancelled().await;
                 leaving()
             })

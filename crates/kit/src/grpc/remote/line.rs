@@ -35,7 +35,7 @@ pub(super) struct Line {
 /// Why a call has no answer.
 pub(super) enum Unsent {
     /// It has certainly not reached the replica, and can be sent to another.
-    Whole(Request<Body>),
+    Whole(Box<Request<Body>>),
     /// It may have.
     Lost(Status),
 }
@@ -91,7 +91,7 @@ impl Flight {
             line.closing.cancel();
         }
         match unread.take() {
-            Some(body) if has_not_left => Err(Unsent::Whole(Request::from_parts(parts, body))),
+            Some(body) if has_not_left => Err(Unsent::Whole(Box::new(Request::from_parts(parts, body)))),
             _ => Err(Unsent::Lost(lost(error.into_error()))),
         }
     }

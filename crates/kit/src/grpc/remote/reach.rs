@@ -27,7 +27,6 @@ use super::{
 use crate::{
     grpc::{KEEPALIVE_EVERY, KEEPALIVE_WITHIN, WINDOW_BYTES, serve::HEADER_BYTES_MAX},
     tasks::Tasks,
-    tls::Tls,
 };
 
 /// How often a name is looked up.
@@ -43,13 +42,12 @@ const DELAY_MAX: Duration = Duration::from_secs(1);
 struct Reach {
     remote: Arc<Remote>,
     origin: Arc<Origin>,
-    tls: Option<Tls>,
     tasks: Tasks,
 }
 
 /// Keeps a connection to every address of `origin` until `tasks` are asked to stop.
-pub(super) fn follow(remote: Arc<Remote>, origin: Arc<Origin>, tls: Option<Tls>, tasks: Tasks) {
-    let reach = Reach { remote, origin, tls, tasks: tasks.clone() };
+pub(super) fn follow(remote: Arc<Remote>, origin: Arc<Origin>, tasks: &Tasks) {
+    let reach = Reach { remote, origin, tasks: tasks.clone() };
     match reach.origin.host.parse::<IpAddr>() {
         Ok(ip) => {
             let gone = tasks.stopping();
@@ -132,7 +130,7 @@ impl Reach {
     async fn connect(&self, address: SocketAddr) -> Result<Arc<Line>, BoxError> {
         let socket = TcpStream::connect(address).await?;
         socket.set_nodelay(true)?;
-        let line = match (&self.tls, &self.origin.server_name) {
+        let line = match (&self.remote.tls, &self.origin.server_name) {
             (Some(tls), Some(name)) => {
                 let connector = TlsConnector::from(tls.client());
                 self.speak(connector.connect(name.clone(), socket).await?).await?
