@@ -46,7 +46,7 @@ use parking_lot::Mutex;
 use keys::Keys;
 use opening::Opening;
 use role::Surroundings;
-use shape::{Instance, Role};
+use shape::Role;
 use told::Told;
 
 pub use keys::ADMIN_EMAIL;
