@@ -31,7 +31,7 @@ pub fn markdown(services: &[(&str, &[&Action])]) -> String {
     use std::fmt::Write as _;
     let mut page = String::from("| action | recorded by | target | before and after | when |\n|---|---|---|---|---|\n");
     for (service, actions) in services {
-        for Action { name, target, fields, when } in actions.iter().copied() {
+        for Action { name, target, fields, when } in *actions {
             let fields = fields.iter().map(|field| format!("`{field}`")).collect::<Vec<_>>().join(" ");
             // Writing to a string cannot fail.
             let _ = writeln!(page, "| `{name}` | {service} | {target} | {fields} | {when} |");

@@ -67,7 +67,7 @@ impl Bench {
         }
         .span();
         let work = self.carried_out(assignment, attempt, orders, slot, &span).instrument(ids);
-        span.within(work).await
+        Box::pin(span.within(work)).await
     }
 
     async fn carried_out(

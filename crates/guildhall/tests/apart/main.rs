@@ -2,11 +2,6 @@
 //! go through are tested in this shape by the tests of `system`.
 
 #![allow(clippy::disallowed_methods, reason = "tests have settings and background work of their own")]
-#![expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a test tells what it measured, and another that it is ready"
-)]
 
 mod processes;
 

@@ -88,7 +88,7 @@ impl Relay {
                 .await?;
             if leads {
                 info!(service = self.schema.name(), "this process publishes the service's events");
-                return Leader::new(&self, connection).lead().await;
+                return Box::pin(Leader::new(&self, connection).lead()).await;
             }
             tokio::select! {
                 () = self.stopping.cancelled() => return Ok(()),
@@ -141,7 +141,7 @@ impl<'a> Leader<'a> {
                 continue;
             }
             quiet = LOOK_FIRST;
-            let (next, fail) = self.pass_on(&group).await?;
+            let (next, fail) = Box::pin(self.pass_on(&group)).await?;
             group = next;
             let Some(fail) = fail else {
                 retry = RETRY_FIRST;

@@ -21,7 +21,6 @@ pub fn current_traceparent() -> Option<String> {
 }
 
 /// The context that a row or a message has kept, to go on from it. Nothing where it does not parse.
-#[must_use]
 pub fn span_of(traceparent: Option<&str>) -> Span {
     Span::standing_in(remote(traceparent))
 }

@@ -135,10 +135,13 @@ enum Shape {
     Coloured,
 }
 
+/// Where lines go.
+type Out = Box<dyn Fn(&[u8]) + Send + Sync>;
+
 /// The layer that writes.
 struct Log {
     shape: Shape,
-    out: Box<dyn Fn(&[u8]) + Send + Sync>,
+    out: Out,
 }
 
 fn to_standard_error(line: &[u8]) {

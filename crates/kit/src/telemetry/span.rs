@@ -100,12 +100,12 @@ pub fn request(method: &'static str, route: &str, traceparent: Option<&str>) -> 
 
 /// A gRPC call to another role; nothing outside a trace. `path` is `/package.Service/Method`.
 pub fn client(path: &str) -> Span {
-    continued(SpanKind::Client, Context::current(), || rpc(path))
+    continued(SpanKind::Client, &Context::current(), || rpc(path))
 }
 
 /// A gRPC call that arrived; nothing for a caller who brings no trace.
 pub fn server(path: &str, traceparent: Option<&str>) -> Span {
-    continued(SpanKind::Server, context::remote(traceparent).unwrap_or_default(), || rpc(path))
+    continued(SpanKind::Server, &context::remote(traceparent).unwrap_or_default(), || rpc(path))
 }
 
 fn rpc(path: &str) -> (Cow<'static, str>, Vec<KeyValue>) {
@@ -122,7 +122,7 @@ fn rpc(path: &str) -> (Cow<'static, str>, Vec<KeyValue>) {
 /// A transaction, or a group of statements, of one service; nothing outside a trace. `operation` is a word of ours, as
 /// `auth.login`.
 pub fn transaction(operation: &'static str) -> Span {
-    continued(SpanKind::Client, Context::current(), || (operation.into(), database(operation)))
+    continued(SpanKind::Client, &Context::current(), || (operation.into(), database(operation)))
 }
 
 /// When a transaction began that writes for several callers at once.
@@ -175,7 +175,7 @@ fn database(operation: &'static str) -> Vec<KeyValue> {
 
 /// Jobs being handed in: the context that their rows keep, and that their attempts go on from.
 pub fn submit() -> Span {
-    continued(SpanKind::Producer, Context::current(), || {
+    continued(SpanKind::Producer, &Context::current(), || {
         let mut attributes = messaging("guildhall.jobs", "send");
         attributes.push(KeyValue::new("messaging.destination.name", "jobs"));
         ("send jobs".into(), attributes)
@@ -216,7 +216,7 @@ fn event(
     consumer: Option<&str>,
     traceparent: Option<&str>,
 ) -> Span {
-    continued(kind, context::remote(traceparent).unwrap_or_default(), || {
+    continued(kind, &context::remote(traceparent).unwrap_or_default(), || {
         let queue = consumer.map(|consumer| format!(":guildhall.{consumer}")).unwrap_or_default();
         let mut attributes = messaging("guildhall.events", operation);
         attributes.extend([
@@ -235,11 +235,11 @@ fn messaging(system: &'static str, operation: &'static str) -> Vec<KeyValue> {
 type Described = (Cow<'static, str>, Vec<KeyValue>);
 
 /// A span below `parent`; nothing where `parent` belongs to no trace.
-fn continued(kind: SpanKind, parent: Context, describe: impl FnOnce() -> Described) -> Span {
+fn continued(kind: SpanKind, parent: &Context, describe: impl FnOnce() -> Described) -> Span {
     if !parent.span().span_context().is_valid() {
         return Span::none();
     }
-    start(kind, &parent, describe)
+    start(kind, parent, describe)
 }
 
 /// A span below `parent`, or a first one. What is not recorded is not described either.
