@@ -135,6 +135,19 @@ impl Parts {
         Person::login(self.http(), apart::ADMIN_EMAIL, password.trim()).await
     }
 
+    /// What workers show to `auth`.
+    pub(crate) fn worker_key(&self) -> String {
+        let key = fs::read_to_string(self.apart.data_dir().join("keys/worker")).expect("the key is kept");
+        key.trim().to_owned()
+    }
+
+    /// What every process has logged, by the file.
+    pub(crate) fn logs(&self) -> Vec<(String, Vec<u8>)> {
+        let logs = fs::read_dir(self.apart.data_dir().join("logs")).expect("a folder");
+        let logs = logs.map(|entry| entry.expect("an entry").path());
+        logs.map(|path| (path.display().to_string(), fs::read(&path).expect("a log"))).collect()
+    }
+
     /// Those that run now.
     pub(crate) fn processes(&self) -> Vec<Process> {
         let text = fs::read(self.apart.told()).expect("it is open");

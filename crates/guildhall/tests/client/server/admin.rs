@@ -1,6 +1,8 @@
 //! What the server answers under `admin/`: two users, one of them disabled; two entries of the audit log; one parked event;
 //! a process that is well and one that has gone.
 
+#![expect(clippy::needless_pass_by_value, reason = "what is written here is JSON, made on the spot")]
+
 use axum::{
     Json,
     http::{Method, StatusCode},

@@ -90,6 +90,7 @@ async fn whatever_is_killed_wherever_it_stands_all_ends_once_and_all_is_told() {
     let mut database = PgConnection::connect(&parts.database_url()).await.expect("the database answers");
     let told = foreign.has_heard_of_everything(&mut database, BATCH_WITHIN).await;
     let audited = assert_each_act_is_in_the_audit_once(&mut database, &administrator, &acts).await;
+    assert_nothing_in_confidence_was_told(&parts, &foreign, &person, &mut database).await;
     println!("{told} events reached the foreign client in order; {audited} acts are in the audit, each once");
     parts.close().await;
 }
@@ -144,6 +145,32 @@ async fn assert_each_act_is_in_the_audit_once(
         assert_eq!(of_it, 1, "request {request_id} has {of_it} entries");
     }
     written.len()
+}
+
+/// What was given in confidence stands in no event, no log, no metric and no parked message.
+async fn assert_nothing_in_confidence_was_told(
+    parts: &Parts,
+    foreign: &Foreign,
+    person: &Person,
+    database: &mut PgConnection,
+) {
+    let in_confidence = [person.email.clone(), person.password.clone(), person.token().await, parts.worker_key()];
+    let mut told: Vec<(String, Vec<u8>)> =
+        foreign.seen().into_iter().map(|seen| (format!("the event {}", seen.kind), seen.body)).collect();
+    told.extend(parts.logs());
+    for process in parts.processes() {
+        let Some(ops) = process.ops else { continue };
+        let page = reqwest::get(format!("{ops}/metrics")).await.expect("an answer").text().await.expect("a page");
+        told.push((format!("the metrics of {}", process.role), page.into_bytes()));
+    }
+    let parked = sqlx::query_scalar::<_, Vec<u8>>("select event from admin.parked_event").fetch_all(database).await;
+    told.extend(parked.expect("rows").into_iter().map(|event| ("a parked event".to_owned(), event)));
+    for (place, bytes) in told {
+        for secret in &in_confidence {
+            let is_there = bytes.windows(secret.len()).any(|part| part == secret.as_bytes());
+            assert!(!is_there, "{place} tells what was given in confidence");
+        }
+    }
 }
 
 /// The same choices in every run, so that a failure can be had again.
