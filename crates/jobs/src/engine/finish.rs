@@ -114,11 +114,8 @@ pub(crate) async fn finish(ground: &Ground, outcomes: Vec<Outcome>) -> Result<Ve
     }
     files::make_whole_for_attempts(&mut transaction, &written, now).await?;
     files::doom_for_attempts(&mut transaction, &doomed).await?;
-    let callers: Vec<_> = if shared.is_told() {
-        steps.iter().map(|step| step.row.traceparent.clone()).collect()
-    } else {
-        Vec::new()
-    };
+    let callers: Vec<_> =
+        if shared.is_told() { steps.iter().map(|step| step.row.traceparent.clone()).collect() } else { Vec::new() };
     let aftermath = steps::carry_out(ground, &mut transaction, steps, changes, Telling::default(), now).await?;
     transaction.commit().await?;
     shared.end("jobs.finish", callers.iter().map(Option::as_deref));
