@@ -30,6 +30,19 @@ fn the_permissions_are_those_of_the_code() {
     hold("permissions.md", &format!("{PERMISSIONS}{}", kit::identity::roles::markdown()));
 }
 
+const STATES: &str = "# The states of a job
+
+Printed from `crates/jobs/src/engine/states.rs`. A job is submitted as `queued`, or as `scheduled` where its `run_at` is
+later. `succeeded`, `failed`, `cancelled` and `expired` are final: only a retry by hand leaves the last three. Every write
+about an attempt shows the attempt's fencing token, and changes nothing when it is not the one in the job's row.
+
+";
+
+#[test]
+fn the_states_are_those_of_the_code() {
+    hold("states.md", &format!("{STATES}{}", jobs::states_markdown()));
+}
+
 const AUDIT: &str = "# What the audit log tells
 
 Printed from the tables of acts in `auth`, `jobs` and `admin`. Each entry says who (a user, a service, `system`, or nobody

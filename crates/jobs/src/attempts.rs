@@ -16,7 +16,7 @@ use uuid::Uuid;
 use crate::{
     Core,
     batches::{self, BATCH_JOBS_MAX, NewBatch},
-    engine::{NewJob, Place, Telling},
+    engine::{NewJob, Place, RetryOn, Telling},
     files, submissions,
 };
 
@@ -214,6 +214,9 @@ fn child(core: &Core, held: &Held, batch: Uuid, ordinal: i32, job: FanOutJob, qu
         max_attempts: 3,
         attempt_timeout_s: core.settings.attempt_timeout_s,
         backoff: None,
+        queue_timeout_s: None,
+        deadline_s: None,
+        retry_on: RetryOn::default(),
         tags: Vec::new(),
         args: job.args_json,
         place: Place::Child { batch, ordinal },

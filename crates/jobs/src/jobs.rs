@@ -140,8 +140,8 @@ async fn cancel(core: &Core, caller: &Caller, id: Uuid, owner: Uuid, reason: &st
     core.engine.cancel_job(id, caller.subject, reason, act).await
 }
 
-/// Puts a dead letter or cancelled job back into its queue, under its id. Its attempts are counted on, and it is granted
-/// `max_attempts` anew. A batch it belongs to is opened again, and will finalize again; a parent starts over with a new
+/// Puts a dead letter, or a job that was cancelled or expired, back into its queue, under its id. Its attempts are counted
+/// on, and it is granted `max_attempts` and all its time anew. A batch it belongs to is opened again, and will finalize again; a parent starts over with a new
 /// batch.
 async fn retry(core: &Core, caller: &Caller, id: Uuid, owner: Uuid, act: Act) -> Result<(), Fail> {
     check_may(caller, "jobs:retry", owner)?;
@@ -167,10 +167,11 @@ async fn retry(core: &Core, caller: &Caller, id: Uuid, owner: Uuid, act: Act) ->
     sqlx::query!(
         "insert into jobs.job (id, owner_id, task, queue, state, priority, run_at, rank, attempt, attempts_until,
            max_attempts, attempt_timeout_s, backoff, token, started_at, batch_id, ordinal, is_finalize, events, request_id,
-           traceparent, tags, args, since, created_at)
+           traceparent, tags, args, since, created_at, queue_timeout_s, queue_until, deadline_s, deadline_at, retry_on)
          select id, owner_id, task, queue, 'queued', priority, $2, $3, attempt, attempt + max_attempts, max_attempts,
            attempt_timeout_s, backoff, 0, started_at, batch_id, ordinal, is_finalize, events + 1, request_id, traceparent,
-           tags, args, $2, created_at
+           tags, args, $2, created_at, queue_timeout_s, $2::timestamptz + make_interval(secs => queue_timeout_s), deadline_s,
+           $2::timestamptz + make_interval(secs => deadline_s), retry_on
          from jobs.job_history
          where id = $1",
         id,

@@ -67,6 +67,11 @@ impl Core {
     }
 }
 
+/// The states of a job and every move between them, as a table in Markdown.
+pub fn states_markdown() -> String {
+    engine::states_markdown()
+}
+
 /// The running service.
 #[derive(Debug, Clone)]
 pub struct Jobs {

@@ -35,7 +35,7 @@ pub(crate) async fn get_job(core: &Core, caller: &Caller, id: &str) -> Result<Jo
              priority as "priority!", run_at as "run_at!", attempt as "attempt!", max_attempts as "max_attempts!",
              worker_id, started_at, progress_percent, progress_stage, progress_message, error_kind, error_message,
              error_retryable, batch_id, child_batch_id, tags as "tags!", args as "args!", result, since as "since!",
-             created_at as "created_at!", finished_at
+             created_at as "created_at!", finished_at, queue_until, deadline_at, cancel_asked_at, cancel_asked_by, cancel_reason
            from jobs.any_job
            where id = $1 and ($2::uuid is null or owner_id = $2)"#,
         id,
@@ -133,7 +133,8 @@ impl<'a> Filter<'a> {
         let mut query = QueryBuilder::new(
             "select id, owner_id, task, queue, state, priority, run_at, attempt, max_attempts, worker_id, started_at,
                progress_percent, progress_stage, progress_message, error_kind, error_message, error_retryable, batch_id,
-               child_batch_id, tags, args, result, since, created_at, finished_at
+               child_batch_id, tags, args, result, since, created_at, finished_at, queue_until, deadline_at,
+               cancel_asked_at, cancel_asked_by, cancel_reason
              from jobs.any_job
              where true",
         );

@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 use crate::{
     Core, SCHEMA,
-    engine::{self, Backoff, NewJob, Place, Telling},
+    engine::{self, Backoff, NewJob, Place, RetryOn, Telling},
 };
 
 /// Jobs that one call may bring.
@@ -38,6 +38,8 @@ const MAX_ATTEMPTS_MAX: u32 = 100;
 const PRIORITY_DEFAULT: u32 = 50;
 /// An attempt may run for a week.
 const TIMEOUT_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// A job may wait in its queue, and be at it with all its attempts, for a year.
+const CLOCK_MAX: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 /// A job may be scheduled a year ahead.
 const AHEAD_MAX: TimeDelta = TimeDelta::days(366);
 
@@ -148,6 +150,11 @@ async fn check_one(
     if !(0.001..=TIMEOUT_MAX.as_secs_f64()).contains(&timeout_s) {
         fault("/attempt_timeout_s", "maximum", format!("must be between 0.001 and {}", TIMEOUT_MAX.as_secs()));
     }
+    for (pointer, asked) in [("/queue_timeout_s", spec.queue_timeout_s), ("/deadline_s", spec.deadline_s)] {
+        if asked.is_some_and(|seconds| !(0.001..=CLOCK_MAX.as_secs_f64()).contains(&seconds)) {
+            fault(pointer, "maximum", format!("must be between 0.001 and {}", CLOCK_MAX.as_secs()));
+        }
+    }
     let run_at = match spec.run_at.as_ref().map(clock::from_timestamp) {
         None => None,
         Some(Some(run_at)) if run_at <= now + AHEAD_MAX => Some(run_at),
@@ -168,6 +175,10 @@ async fn check_one(
             None
         }
     };
+    let retry_on = RetryOn::parse(&spec.retry_on, &format!("{at}/retry_on")).unwrap_or_else(|faults| {
+        violations.extend(faults);
+        RetryOn::default()
+    });
     let mut task_queue = String::new();
     let args = if spec.args_json.is_empty() { "{}" } else { &spec.args_json };
     if args.len() > ARGS_BYTES_MAX {
@@ -218,6 +229,9 @@ async fn check_one(
         max_attempts: u8::try_from(max_attempts).unwrap_or(u8::MAX),
         attempt_timeout_s: timeout_s,
         backoff,
+        queue_timeout_s: spec.queue_timeout_s,
+        deadline_s: spec.deadline_s,
+        retry_on,
         tags: spec.tags,
         args: args.to_owned(),
         place,

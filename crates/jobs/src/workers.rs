@@ -1,7 +1,7 @@
 //! The other end of a worker's stream: it takes the worker's hello, seats it, hears heartbeats, notes and outcomes, and
 //! answers each once it is durable.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use futures::future::{join_all, try_join_all};
 use kit::{Fail, Kind, clock, crash_point, grpc::Call};
@@ -215,7 +215,7 @@ async fn hear(core: &Core, seat: &Seat, heartbeat: Heartbeat) -> Result<(), Fail
 /// stream was lost on the way there, as happens when this process dies after a claim: no code ran, and nothing is spent.
 fn lost_end(was_sent: bool) -> End {
     if was_sent {
-        End::Failed(Fault::new("heartbeat_lost", "Its worker does not know of the attempt any more.", true))
+        End::Failed(Fault::new("heartbeat_lost", "Its worker does not know of the attempt any more.", true), None)
     } else {
         End::Interrupted
     }
@@ -285,7 +285,7 @@ fn notes(core: &Core, report: &Report) -> Vec<Note> {
 /// Ends one attempt as its worker tells it; whether it was accepted.
 async fn end(core: &Core, told: &ToldOutcome) -> Result<bool, Fail> {
     let Ok((job, token)) = attempts::parse(told.attempt.as_ref()) else { return Ok(false) };
-    let internal = |message: &str| End::Failed(Fault::new("internal", message, false));
+    let internal = |message: &str| End::Failed(Fault::new("internal", message, false), None);
     let end = match &told.end {
         None => internal("The worker told no outcome."),
         Some(outcome::End::Succeeded(done)) if done.result_json.len() > RESULT_BYTES_MAX => {
@@ -299,11 +299,16 @@ async fn end(core: &Core, told: &ToldOutcome) -> Result<bool, Fail> {
         Some(outcome::End::Succeeded(done)) => {
             End::Succeeded { result: done.result_json.clone(), files: done.files.clone() }
         }
-        Some(outcome::End::Failed(failed)) => End::Failed(Fault {
-            kind: cut(&failed.kind, NAME_BYTES_MAX),
-            message: cut(&failed.message, ERROR_BYTES_MAX),
-            is_retryable: failed.retryable,
-        }),
+        Some(outcome::End::Failed(failed)) => {
+            let fault = Fault {
+                kind: cut(&failed.kind, NAME_BYTES_MAX),
+                message: cut(&failed.message, ERROR_BYTES_MAX),
+                is_retryable: failed.retryable,
+            };
+            End::Failed(fault, failed.retry_after_s.map(delay))
+        }
+        Some(outcome::End::Snoozed(snoozed)) => End::Snoozed(delay(snoozed.seconds)),
+        Some(outcome::End::Cancelled(cancelled)) => End::Cancelled(cut(&cancelled.reason, ERROR_BYTES_MAX)),
         Some(outcome::End::Stopped(_)) => End::Stopped,
         Some(outcome::End::Suspended(suspended)) => match Uuid::try_parse(&suspended.batch_id) {
             Ok(batch) => End::Suspended { batch },
@@ -314,11 +319,16 @@ async fn end(core: &Core, told: &ToldOutcome) -> Result<bool, Fail> {
     match core.engine.finish(Outcome { job, token, end }).await {
         // What it says cannot be (a file it did not write) or cannot be kept: it fails instead of being told for ever.
         Err(fail) if !matches!(fail.kind(), Kind::Unavailable | Kind::Limited | Kind::Timeout) => {
-            let end = End::Failed(Fault::new("internal", fail.message(), false));
+            let end = End::Failed(Fault::new("internal", fail.message(), false), None);
             core.engine.finish(Outcome { job, token, end }).await
         }
         verdict => verdict,
     }
+}
+
+/// A delay that a worker asks for. What is no length of time is none, and what is too long is as long as may be.
+fn delay(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds.clamp(0.0, engine::ASKED_DELAY_MAX.as_secs_f64())).unwrap_or_default()
 }
 
 /// At most `bytes_max` bytes of a text that a task wrote, cut at a character, without NUL, which Postgres cannot keep.

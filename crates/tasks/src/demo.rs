@@ -122,6 +122,34 @@ struct FailArgs {
     #[serde(default = "demo_message")]
     #[schemars(length(max = 500))]
     message: String,
+    /// What its failures ask for.
+    #[serde(default)]
+    then: Then,
+    /// How long `retry_after` and `snooze` wait, in seconds.
+    #[serde(default = "demo_seconds")]
+    #[schemars(range(min = 0.0, max = 86_400.0))]
+    seconds: f64,
+}
+
+/// What a task may ask for in place of a result.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum Then {
+    /// Another attempt after the job's backoff.
+    #[default]
+    Retry,
+    /// Another attempt after `seconds`.
+    RetryAfter,
+    /// Another attempt after `seconds`, which does not count.
+    Snooze,
+    /// Nothing more: the job fails for good.
+    GiveUp,
+    /// The end as `cancelled`.
+    Cancel,
+}
+
+const fn demo_seconds() -> f64 {
+    1.0
 }
 
 fn demo_kind() -> String {
@@ -139,7 +167,7 @@ impl Task for Fail {
         QUEUE
     }
     fn description(&self) -> &'static str {
-        "Fails its first attempts and then succeeds."
+        "Fails its first attempts and then succeeds; or asks for a later attempt, gives up, or cancels itself."
     }
     fn schema(&self) -> Value {
         schema_of::<FailArgs>()
@@ -151,7 +179,14 @@ impl Task for Fail {
         Box::pin(async move {
             let args = parse::<FailArgs>(args)?;
             if context.attempt() <= args.times {
-                return Err(Failure::passing(args.kind, args.message));
+                let after = Duration::try_from_secs_f64(args.seconds).unwrap_or_default();
+                return Err(match args.then {
+                    Then::Retry => Failure::passing(args.kind, args.message),
+                    Then::RetryAfter => Failure::passing(args.kind, args.message).retry_after(after),
+                    Then::Snooze => Failure::Snoozed(after),
+                    Then::GiveUp => Failure::permanent(args.kind, args.message),
+                    Then::Cancel => Failure::cancelled(args.message),
+                });
             }
             Ok(Ending::Done(json!({ "attempt": context.attempt() })))
         })

@@ -12,7 +12,8 @@ use kit::{
 };
 use parking_lot::Mutex;
 use proto::worker::{
-    Assignment, AttemptRef, Failed, Interrupted, Stopped, Succeeded, Suspended, WrittenFile, outcome::End,
+    Assignment, AttemptRef, Cancelled, Failed, Interrupted, Snoozed, Stopped, Succeeded, Suspended, WrittenFile,
+    outcome::End,
 };
 use serde_json::Value;
 use tokio::time::Instant;
@@ -201,13 +202,19 @@ fn succeeded(result: &Value, files: Vec<WrittenFile>) -> End {
 }
 
 fn failed(failure: Failure) -> End {
-    let (kind, message, retryable) = match failure {
-        Failure::Failed { kind, message, retryable, .. } => (kind, message, retryable),
+    match failure {
+        Failure::Failed { kind, message, retryable, retry_after, .. } => End::Failed(Failed {
+            kind,
+            message,
+            retryable,
+            retry_after_s: retry_after.map(|after| after.as_secs_f64()),
+        }),
+        Failure::Snoozed(after) => End::Snoozed(Snoozed { seconds: after.as_secs_f64() }),
+        Failure::Cancelled(reason) => End::Cancelled(Cancelled { reason }),
         Failure::Stopped => {
-            (kind::INTERNAL.to_owned(), "The task stopped although nobody had asked it to.".to_owned(), true)
+            failed(Failure::passing(kind::INTERNAL, "The task stopped although nobody had asked it to."))
         }
-    };
-    End::Failed(Failed { kind, message, retryable })
+    }
 }
 
 fn described(end: &End) -> (&'static str, Option<String>) {
@@ -217,6 +224,8 @@ fn described(end: &End) -> (&'static str, Option<String>) {
         End::Stopped(_) => ("stopped", None),
         End::Suspended(_) => ("suspended", None),
         End::Interrupted(_) => ("interrupted", None),
+        End::Snoozed(_) => ("snoozed", None),
+        End::Cancelled(_) => ("cancelled", None),
     }
 }
 

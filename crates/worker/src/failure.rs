@@ -1,7 +1,7 @@
 //! How an attempt fails: a kind from the contract (or the task's own), a sentence for the job's owner, and whether trying
 //! again can help. Nothing private belongs in the sentence; what is behind it goes to the worker's log.
 
-use std::{error::Error, fmt, io};
+use std::{error::Error, fmt, io, time::Duration};
 
 use kit::Fail;
 use serde::{Deserialize, Serialize};
@@ -34,7 +34,14 @@ pub enum Failure {
         retryable: bool,
         /// What is behind it, for our log alone.
         cause: Option<String>,
+        /// Time until the next attempt, in place of the job's backoff.
+        retry_after: Option<Duration>,
     },
+    /// There is nothing to work on yet: another attempt after this time, which does not count. Unlike a failure it may be
+    /// said as often as it is so; the job's deadline bounds it.
+    Snoozed(Duration),
+    /// There is nothing to be done: the job ends `cancelled`, for this reason.
+    Cancelled(String),
     /// The task was asked to stop, and did.
     Stopped,
 }
@@ -42,12 +49,24 @@ pub enum Failure {
 impl Failure {
     /// A failure that the same input will meet again: it is not retried.
     pub fn permanent(kind: impl Into<String>, message: impl Into<String>) -> Self {
-        Self::Failed { kind: kind.into(), message: clipped(message.into()), retryable: false, cause: None }
+        Self::Failed {
+            kind: kind.into(),
+            message: clipped(message.into()),
+            retryable: false,
+            cause: None,
+            retry_after: None,
+        }
     }
 
     /// A failure that may pass: it is retried while the job has attempts left.
     pub fn passing(kind: impl Into<String>, message: impl Into<String>) -> Self {
-        Self::Failed { kind: kind.into(), message: clipped(message.into()), retryable: true, cause: None }
+        Self::Failed {
+            kind: kind.into(),
+            message: clipped(message.into()),
+            retryable: true,
+            cause: None,
+            retry_after: None,
+        }
     }
 
     /// The input is at fault.
@@ -62,7 +81,23 @@ impl Failure {
             message: "Something went wrong on our side.".to_owned(),
             retryable: true,
             cause: Some(cause.to_string()),
+            retry_after: None,
         }
+    }
+
+    /// There is nothing to be done, and that is no failure: the job ends `cancelled`.
+    pub fn cancelled(reason: impl Into<String>) -> Self {
+        Self::Cancelled(clipped(reason.into()))
+    }
+
+    /// With the delay that an outside service asks for before the next attempt, in place of the job's backoff; at most a
+    /// week. What is no failure stays as it is.
+    #[must_use]
+    pub fn retry_after(mut self, delay: Duration) -> Self {
+        if let Self::Failed { retry_after, .. } = &mut self {
+            *retry_after = Some(delay);
+        }
+        self
     }
 }
 
@@ -70,6 +105,8 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Failed { kind, message, .. } => write!(f, "{message} ({kind})"),
+            Self::Snoozed(after) => write!(f, "the task asks for another attempt after {} s", after.as_secs_f64()),
+            Self::Cancelled(reason) => write!(f, "{reason} (cancelled)"),
             Self::Stopped => f.write_str("the task stopped as it was asked to"),
         }
     }

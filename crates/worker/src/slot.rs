@@ -245,7 +245,7 @@ mod tests {
         let words = "memory allocation of 1048576 bytes failed";
         let kind_of = |failure| match failure {
             Failure::Failed { kind, retryable, .. } => (kind, retryable),
-            Failure::Stopped => panic!("it failed"),
+            _ => panic!("it failed"),
         };
         assert_eq!(kind_of(classify(aborted, words, 1)), ("memory_exceeded".to_owned(), false));
         assert_eq!(kind_of(classify(aborted, "assertion", 1)), ("worker_crashed".to_owned(), true));

@@ -15,6 +15,8 @@ async fn a_job_is_passed_on_whole_and_answered_as_the_contract_shows_it() {
     let body = json!({
         "task": "demo_echo", "args": {"value": [1, null, "x"]}, "queue": "default", "priority": 60,
         "run_at": "2030-01-02T03:04:05.5+01:00", "max_attempts": 7, "attempt_timeout_s": 12.5, "tags": ["a"],
+        "queue_timeout_s": 30, "deadline_s": 60.5,
+        "retry_on": {"invalid_input": true, "provider": {"kind": "fixed", "seconds": 3}, "timeout": false},
         "backoff": {"kind": "list", "seconds": [1, 2.5], "seconds_max": 9, "jitter": 0.1}
     });
     let answer = house.post("/api/v1/jobs").bearer_auth(&ada.token).json(&body).send().await.unwrap();
@@ -27,8 +29,10 @@ async fn a_job_is_passed_on_whole_and_answered_as_the_contract_shows_it() {
             "args",
             "attempt",
             "batch_id",
+            "cancel_asked",
             "child_batch_id",
             "created_at",
+            "deadline_at",
             "error",
             "finished_at",
             "id",
@@ -37,6 +41,7 @@ async fn a_job_is_passed_on_whole_and_answered_as_the_contract_shows_it() {
             "priority",
             "progress",
             "queue",
+            "queue_until",
             "result",
             "run_at",
             "started_at",
@@ -58,6 +63,10 @@ async fn a_job_is_passed_on_whole_and_answered_as_the_contract_shows_it() {
     assert_eq!((run_at.seconds, run_at.nanos), (1_893_549_845, 500_000_000));
     let backoff = seen.backoff.unwrap();
     assert_eq!((backoff.kind.as_str(), backoff.seconds), ("list", vec![1.0, 2.5]));
+    assert_eq!((seen.queue_timeout_s, seen.deadline_s), (Some(30.0), Some(60.5)));
+    let rules: Vec<_> = seen.retry_on.iter().map(|rule| (rule.error_kind.as_str(), rule.retry)).collect();
+    assert_eq!(rules, [("invalid_input", true), ("provider", true), ("timeout", false)]);
+    assert_eq!(seen.retry_on[1].backoff.as_ref().unwrap().seconds, [3.0]);
     assert_eq!(house.jobs.last_call().subject, ada.id);
 }
 

@@ -90,7 +90,7 @@ pub(crate) enum JobVerb {
     Watch { id: String },
     /// Ask a job to stop
     Cancel { id: String },
-    /// Queue a failed or cancelled job again
+    /// Queue a job again that failed, expired or was cancelled
     Retry { id: String },
 }
 
@@ -113,6 +113,15 @@ pub(crate) struct JobSubmit {
     /// Attempts in all
     #[arg(long, value_name = "COUNT")]
     pub(crate) max_attempts: Option<u32>,
+    /// Seconds that one attempt may take
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) attempt_timeout: Option<f64>,
+    /// Seconds that it may wait in its queue
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) queue_timeout: Option<f64>,
+    /// Seconds that all attempts may take together
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) deadline: Option<f64>,
     /// A word to find it by; may be given several times
     #[arg(long = "tag", value_name = "TAG")]
     pub(crate) tags: Vec<String>,

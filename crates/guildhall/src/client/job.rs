@@ -48,6 +48,16 @@ pub(super) struct Job {
     pub(super) run_at: Option<DateTime<Utc>>,
     pub(super) started_at: Option<DateTime<Utc>>,
     pub(super) finished_at: Option<DateTime<Utc>>,
+    pub(super) deadline_at: Option<DateTime<Utc>>,
+    pub(super) cancel_asked: Option<CancelAsked>,
+}
+
+/// How it was asked to stop.
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct CancelAsked {
+    at: DateTime<Utc>,
+    by: Option<String>,
+    awaits: Option<String>,
 }
 
 /// How far a job is.
@@ -94,6 +104,14 @@ impl Job {
     /// Seconds between its start and its end.
     pub(super) fn seconds(&self) -> Option<f64> {
         Some((self.finished_at? - self.started_at?).as_seconds_f64())
+    }
+
+    /// Since when it is to stop, by whom, and what has not answered.
+    fn is_stopping(&self, now: DateTime<Utc>) -> Option<String> {
+        let asked = self.cancel_asked.as_ref()?;
+        let awaits = words::plain(asked.awaits.as_ref()?);
+        let by = asked.by.as_ref().map(|by| format!(" by {}", words::plain(by))).unwrap_or_default();
+        Some(format!("asked {}{by}; {awaits} has not answered", words::age(asked.at, now)))
     }
 
     /// Why it waits, in words.
@@ -144,6 +162,9 @@ async fn submit(api: &Api, submit: &JobSubmit, args: Value, screen: &Screen) -> 
         ("queue", submit.queue.as_ref().map(|queue| json!(queue))),
         ("priority", submit.priority.map(|priority| json!(priority))),
         ("run_at", submit.run_at.map(|at| json!(at))),
+        ("attempt_timeout_s", submit.attempt_timeout.map(|seconds| json!(seconds))),
+        ("queue_timeout_s", submit.queue_timeout.map(|seconds| json!(seconds))),
+        ("deadline_s", submit.deadline.map(|seconds| json!(seconds))),
         ("max_attempts", submit.max_attempts.map(|count| json!(count))),
         ("tags", (!submit.tags.is_empty()).then(|| json!(submit.tags))),
     ];
@@ -232,6 +253,7 @@ async fn show(api: &Api, id: &str, screen: &Screen) -> Result<Outcome, Error> {
                 ("queue", Some(job.queue.clone())),
                 ("state", Some(job.state.clone())),
                 ("waits for", job.waits()),
+                ("stopping", job.is_stopping(api.clock().now())),
                 ("progress", progress.map(|progress| format!("{:.0} % {}", progress.percent, progress.words()))),
                 ("attempt", Some(job.attempt.to_string())),
                 ("priority", job.priority.map(|priority| priority.to_string())),
@@ -241,6 +263,7 @@ async fn show(api: &Api, id: &str, screen: &Screen) -> Result<Outcome, Error> {
                 ("made batch", job.child_batch_id.clone().filter(|id| !id.is_empty())),
                 ("created", at(job.created_at)),
                 ("runs at", at(job.run_at.filter(|_| job.state == "scheduled"))),
+                ("deadline", at(job.deadline_at.filter(|_| !is_final(&job.state)))),
                 ("started", at(job.started_at)),
                 ("finished", at(job.finished_at)),
                 ("error", job.error.as_ref().map(|error| format!("{}: {}", error.kind, error.message))),

@@ -152,11 +152,17 @@ async fn bite(ground: &Ground, batch: Uuid) -> Result<bool, Fail> {
     Ok(true)
 }
 
-/// Ends what waits, and turns what runs or has children at work into `cancelling`. The rows are locked.
-async fn stop(ground: &Ground, conn: &mut PgConnection, rows: Vec<Row>, now: DateTime<Utc>) -> Result<Aftermath, Fail> {
+/// Ends what waits, and turns what runs or has children at work into `cancelling`. The rows are locked, and say whether it
+/// is their deadline that ends them.
+pub(super) async fn stop(
+    ground: &Ground,
+    conn: &mut PgConnection,
+    rows: Vec<Row>,
+    now: DateTime<Utc>,
+) -> Result<Aftermath, Fail> {
     let mut changes: BTreeMap<Uuid, BatchChange> = BTreeMap::new();
     let mut telling = Telling::default();
-    let (mut ended, mut asked) = (Vec::new(), Vec::new());
+    let (mut ended, mut asked, mut expiring) = (Vec::new(), Vec::new(), Vec::new());
     for row in rows {
         let state: State = row.state.parse()?;
         if state == State::Cancelling {
@@ -170,17 +176,22 @@ async fn stop(ground: &Ground, conn: &mut PgConnection, rows: Vec<Row>, now: Dat
         }
         if is_at_work(&row, state) {
             asked.push(row.id);
+            expiring.push(row.is_expiring);
             let data = events::state(row.id, State::Cancelling, row.attempt, None);
             telling.job(row.id, row.events + 1, row.batch_id, "state", data);
         } else {
             // A parent between two attempts ends at once, too; its batch is cancelled by itself.
-            ended.push(Step::cancelled(row));
+            ended.push(Step::stopped(row));
         }
     }
     if !asked.is_empty() {
         sqlx::query!(
-            "update jobs.job set state = 'cancelling', since = $2, events = events + 1 where id = any($1)",
+            "update jobs.job
+             set state = 'cancelling', since = $3, is_expiring = asked.is_expiring, events = events + 1
+             from unnest($1::uuid[], $2::boolean[]) as asked (id, is_expiring)
+             where job.id = asked.id",
             &asked,
+            &expiring,
             now,
         )
         .execute(&mut *conn)

@@ -291,6 +291,8 @@ async fn claim(ground: &Ground, seat: &Seat, free: u32) -> Result<Vec<Claim>, Fa
              select id, rank
              from jobs.job
              where state = 'queued' and job.queue = queue.name and task = any($1)
+               -- What is over and not swept yet does not start.
+               and (queue_until is null or queue_until > $5) and (deadline_at is null or deadline_at > $5)
              order by rank
              limit $3
            ) as next

@@ -14,6 +14,7 @@ use super::{
     Ground,
     events::Telling,
     finish::Fault,
+    retries::RetryOn,
     states::State,
     steps::{self, Row, Step},
     submit::{self, NewJob, Place},
@@ -25,6 +26,7 @@ pub(crate) struct BatchChange {
     pub(crate) succeeded: i32,
     pub(crate) failed: i32,
     pub(crate) cancelled: i32,
+    pub(crate) expired: i32,
     /// No more jobs are added.
     pub(crate) close: bool,
     /// It is to be cancelled: by whom and why.
@@ -88,6 +90,7 @@ impl BatchRow {
         self.succeeded += change.succeeded;
         self.failed += change.failed;
         self.cancelled += change.cancelled;
+        self.expired += change.expired;
         if let (Some((by, reason)), None) = (&change.cancel, self.cancel_asked_at) {
             self.cancel_asked_at = Some(now);
             self.cancel_asked_by = *by;
@@ -155,6 +158,9 @@ pub(crate) async fn settle(
                         priority: 50,
                         run_at: None,
                         max_attempts: 3,
+                        queue_timeout_s: None,
+                        deadline_s: None,
+                        retry_on: RetryOn::default(),
                         attempt_timeout_s: ground.settings.attempt_timeout_s,
                         backoff: None,
                         tags: Vec::new(),
@@ -226,6 +232,7 @@ pub(crate) async fn reopen(
     } else {
         row.failed -= i32::from(was == State::Failed);
         row.cancelled -= i32::from(was == State::Cancelled);
+        row.expired -= i32::from(was == State::Expired);
         if row.is_over() {
             "running".clone_into(&mut row.state);
             row.finalize_job_id = None;
@@ -261,8 +268,8 @@ async fn free_parents(
         let counts = batches.iter().find(|row| row.id == *batch).map(BatchRow::to_event);
         let result = finalized.as_ref().map_or(counts, |finalized| finalized.result.clone());
         let step = match finalized {
-            _ if *is_cancelled || row.state == "cancelling" => Step { result, ..Step::cancelled(row) },
-            Some(Finalized { state: State::Failed | State::Cancelled, error, .. }) => {
+            _ if *is_cancelled || row.state == "cancelling" => Step { result, ..Step::stopped(row) },
+            Some(Finalized { state: State::Failed | State::Cancelled | State::Expired, error, .. }) => {
                 Step { error: error.clone(), ..Step::to(row, State::Failed) }
             }
             _ => Step { result, ..Step::to(row, State::Succeeded) },
@@ -291,12 +298,12 @@ async fn write(conn: &mut PgConnection, rows: &[BatchRow]) -> Result<(), Fail> {
     sqlx::query!(
         "update jobs.batch
          set state = new.state, succeeded = new.succeeded, failed = new.failed, cancelled = new.cancelled,
-           finalize_job_id = new.finalize_job_id, cancel_asked_at = new.cancel_asked_at,
+           expired = new.expired, finalize_job_id = new.finalize_job_id, cancel_asked_at = new.cancel_asked_at,
            cancel_asked_by = new.cancel_asked_by, cancel_reason = new.cancel_reason, finished_at = new.finished_at
          from unnest($1::uuid[], $2::text[], $3::integer[], $4::integer[], $5::integer[], $6::uuid[], $7::timestamptz[],
-           $8::uuid[], $9::text[], $10::timestamptz[])
+           $8::uuid[], $9::text[], $10::timestamptz[], $11::integer[])
            as new (id, state, succeeded, failed, cancelled, finalize_job_id, cancel_asked_at, cancel_asked_by,
-             cancel_reason, finished_at)
+             cancel_reason, finished_at, expired)
          where batch.id = new.id",
         &rows.iter().map(|row| row.id).collect::<Vec<_>>(),
         &rows.iter().map(|row| row.state.clone()).collect::<Vec<_>>(),
@@ -308,6 +315,7 @@ async fn write(conn: &mut PgConnection, rows: &[BatchRow]) -> Result<(), Fail> {
         &rows.iter().map(|row| row.cancel_asked_by).collect::<Vec<_>>() as &[Option<Uuid>],
         &rows.iter().map(|row| row.cancel_reason.clone()).collect::<Vec<_>>() as &[Option<String>],
         &rows.iter().map(|row| row.finished_at).collect::<Vec<_>>() as &[Option<DateTime<Utc>>],
+        &rows.iter().map(|row| row.expired).collect::<Vec<_>>(),
     )
     .execute(conn)
     .await?;

@@ -4,7 +4,10 @@
 //! An outcome counts only with the fencing token of the attempt that holds the job now. Everything else is refused and
 //! changes nothing.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    time::Duration,
+};
 
 use chrono::{DateTime, Utc};
 use kit::{Fail, telemetry::span::Shared};
@@ -15,9 +18,9 @@ use uuid::Uuid;
 
 use super::{
     Ground,
-    backoff::Backoff,
     events::Telling,
     fan_in::BatchChange,
+    retries,
     states::State,
     steps::{self, Ended, Row, Step},
 };
@@ -44,7 +47,12 @@ pub(crate) enum End {
         result: String,
         files: Vec<WrittenFile>,
     },
-    Failed(Fault),
+    /// It failed; the delay that the task asks for before the next attempt.
+    Failed(Fault, Option<Duration>),
+    /// It asks for another attempt after this long, which does not count.
+    Snoozed(Duration),
+    /// It found that there is nothing to be done, and why.
+    Cancelled(String),
     /// It obeyed a stop.
     Stopped,
     /// It waits for its child batch.
@@ -154,23 +162,15 @@ fn decide(row: Row, end: End, now: DateTime<Utc>, changes: &mut BTreeMap<Uuid, B
         End::Succeeded { result, .. } => {
             Step { result: Some(result), attempt: Ended::with("succeeded"), ..Step::to(row, State::Succeeded) }
         }
-        End::Failed(fault) if is_cancelling => Step { attempt: Ended::failed(&fault), ..Step::cancelled(row) },
-        End::Failed(fault) if fault.is_retryable && row.attempt < row.attempts_until => {
-            let retry = row.attempt - (row.attempts_until - row.max_attempts);
-            let backoff = row.backoff.as_deref().map(Backoff::from_json).unwrap_or_default();
-            let delay = backoff.delay(u32::try_from(retry).unwrap_or(1), row.id);
-            Step {
-                attempt: Ended::failed(&fault),
-                error: Some(fault),
-                run_at: Some(now + delay),
-                ..Step::to(row, State::Scheduled)
-            }
+        End::Failed(fault, _) if is_cancelling => Step { attempt: Ended::failed(&fault), ..Step::stopped(row) },
+        End::Stopped | End::Interrupted | End::Snoozed(_) | End::Cancelled(_) if is_cancelling => {
+            Step { attempt: Ended::with("cancelled"), ..Step::stopped(row) }
         }
-        End::Failed(fault) => {
-            Step { attempt: Ended::failed(&fault), error: Some(fault), ..Step::to(row, State::Failed) }
-        }
-        End::Stopped | End::Interrupted if is_cancelling => {
-            Step { attempt: Ended::with("cancelled"), ..Step::cancelled(row) }
+        End::Failed(fault, asked) => retries::after_failure(row, fault, asked, now),
+        End::Snoozed(asked) => retries::after_snooze(row, asked, now),
+        End::Cancelled(reason) => {
+            let error = Some(Fault::new("cancelled", reason, false));
+            Step { attempt: Ended::with("cancelled"), error, ..Step::to(row, State::Cancelled) }
         }
         End::Stopped | End::Interrupted => Step {
             run_at: Some(now),
@@ -193,7 +193,7 @@ fn decide(row: Row, end: End, now: DateTime<Utc>, changes: &mut BTreeMap<Uuid, B
         }
         End::LeaseOver => {
             let message = "Its worker has not been heard of for the length of a lease.";
-            decide(row, End::Failed(Fault::new("heartbeat_lost", message, true)), now, changes)
+            decide(row, End::Failed(Fault::new("heartbeat_lost", message, true), None), now, changes)
         }
     }
 }

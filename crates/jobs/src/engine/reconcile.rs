@@ -40,12 +40,14 @@ async fn look(ground: &Ground, after: Uuid) -> Result<Page, Fail> {
     let batches = sqlx::query!(
         r#"select batch.id, batch.state, batch.total, batch.succeeded, batch.failed, batch.cancelled, batch.expired,
              (select count(*) from jobs.job where job.batch_id = batch.id and job.ordinal is not null) as "live!",
-             found.succeeded as "found_succeeded!", found.failed as "found_failed!", found.cancelled as "found_cancelled!"
+             found.succeeded as "found_succeeded!", found.failed as "found_failed!", found.cancelled as "found_cancelled!",
+             found.expired as "found_expired!"
            from jobs.batch
            cross join lateral (
              select count(*) filter (where past.state = 'succeeded') as succeeded,
                count(*) filter (where past.state = 'failed') as failed,
-               count(*) filter (where past.state = 'cancelled') as cancelled
+               count(*) filter (where past.state = 'cancelled') as cancelled,
+               count(*) filter (where past.state = 'expired') as expired
              from jobs.job_history as past
              where past.batch_id = batch.id and past.ordinal is not null
            ) as found
@@ -59,9 +61,9 @@ async fn look(ground: &Ground, after: Uuid) -> Result<Page, Fail> {
     .await?;
     let mut page = Page { last: batches.last().map(|batch| batch.id), ..Page::default() };
     for batch in batches {
-        let counted = [batch.succeeded, batch.failed, batch.cancelled].map(i64::from);
-        let found = [batch.found_succeeded, batch.found_failed, batch.found_cancelled];
-        let ended = counted.iter().sum::<i64>() + i64::from(batch.expired);
+        let counted = [batch.succeeded, batch.failed, batch.cancelled, batch.expired].map(i64::from);
+        let found = [batch.found_succeeded, batch.found_failed, batch.found_cancelled, batch.found_expired];
+        let ended = counted.iter().sum::<i64>();
         let total = i64::from(batch.total);
         if counted != found || batch.live + ended != total {
             page.drifted += 1;

@@ -1,6 +1,9 @@
 //! The states of a job and every move between them, in one table. The database repeats the set as CHECK constraints.
 
-use std::{fmt, str::FromStr};
+use std::{
+    fmt::{self, Write as _},
+    str::FromStr,
+};
 
 use proto::jobs::JobState;
 
@@ -14,39 +17,52 @@ pub(crate) enum State {
     Running,
     /// Waits for its child batch, and holds no worker.
     Suspended,
-    /// Was asked to stop and has not answered, or its child batch has not.
+    /// Was asked to stop, or its deadline is over, and it has not answered, or its child batch has not.
     Cancelling,
     Succeeded,
     Failed,
     Cancelled,
+    /// Its time in the queue or its deadline was over.
+    Expired,
 }
 
-use State::{Cancelled, Cancelling, Failed, Queued, Running, Scheduled, Succeeded, Suspended};
+use State::{Cancelled, Cancelling, Expired, Failed, Queued, Running, Scheduled, Succeeded, Suspended};
 
 /// Every move there is, with what makes it.
 pub(crate) const MOVES: &[(State, State, &str)] = &[
     (Scheduled, Queued, "its time has come"),
     (Scheduled, Cancelled, "cancelled"),
+    (Scheduled, Expired, "its deadline is over"),
     (Queued, Running, "claimed for a worker"),
     (Queued, Cancelled, "cancelled"),
+    (Queued, Expired, "its time in the queue or its deadline is over"),
     (Running, Succeeded, "the attempt succeeded"),
     (Running, Failed, "the attempt failed and no retry is left, or none can help"),
-    (Running, Scheduled, "the attempt failed and is retried after its backoff"),
+    (
+        Running,
+        Scheduled,
+        "the attempt failed and is retried after its backoff, or asked for a later one, which does not count",
+    ),
+    (Running, Expired, "the attempt failed, or asked for a later one, and its deadline comes first"),
+    (Running, Cancelled, "the attempt found that there is nothing to be done"),
     (Running, Queued, "the attempt was interrupted, which does not count"),
     (Running, Suspended, "the attempt waits for its child batch"),
-    (Running, Cancelling, "cancelled: the attempt was asked to stop"),
+    (Running, Cancelling, "cancelled, or its deadline is over: the attempt was asked to stop"),
     (Suspended, Succeeded, "the finalize of its child batch succeeded"),
     (Suspended, Failed, "the finalize of its child batch failed"),
-    (Suspended, Cancelling, "cancelled: its child batch is being cancelled"),
+    (Suspended, Cancelling, "cancelled, or its deadline is over: its child batch is being cancelled"),
     (Suspended, Cancelled, "its child batch was cancelled"),
     (Cancelling, Cancelled, "the attempt or the child batch has ended, or its lease has"),
+    (Cancelling, Expired, "the same, where it was its deadline that ended it"),
     (Cancelling, Succeeded, "the attempt succeeded before it heard of the cancel"),
     (Failed, Queued, "retried by hand"),
     (Cancelled, Queued, "retried by hand"),
+    (Expired, Queued, "retried by hand"),
 ];
 
 impl State {
-    pub(crate) const ALL: [Self; 8] = [Scheduled, Queued, Running, Suspended, Cancelling, Succeeded, Failed, Cancelled];
+    pub(crate) const ALL: [Self; 9] =
+        [Scheduled, Queued, Running, Suspended, Cancelling, Succeeded, Failed, Cancelled, Expired];
 
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
@@ -58,11 +74,12 @@ impl State {
             Succeeded => "succeeded",
             Failed => "failed",
             Cancelled => "cancelled",
+            Expired => "expired",
         }
     }
 
     pub(crate) const fn is_final(self) -> bool {
-        matches!(self, Succeeded | Failed | Cancelled)
+        matches!(self, Succeeded | Failed | Cancelled | Expired)
     }
 
     pub(crate) fn may_become(self, next: Self) -> bool {
@@ -79,6 +96,7 @@ impl State {
             Succeeded => JobState::Succeeded,
             Failed => JobState::Failed,
             Cancelled => JobState::Cancelled,
+            Expired => JobState::Expired,
         }
     }
 
@@ -93,8 +111,19 @@ impl State {
             JobState::Succeeded => Succeeded,
             JobState::Failed => Failed,
             JobState::Cancelled => Cancelled,
+            JobState::Expired => Expired,
         })
     }
+}
+
+/// Every move as a table in Markdown, for the reference.
+pub(crate) fn markdown() -> String {
+    let mut page = String::from("| from | to | when |\n|---|---|---|\n");
+    for (from, to, when) in MOVES {
+        // Writing into a String does not fail.
+        let _ = writeln!(page, "| `{from}` | `{to}` | {when} |");
+    }
+    page
 }
 
 impl fmt::Display for State {

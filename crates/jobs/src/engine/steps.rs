@@ -43,6 +43,11 @@ pub(crate) struct Row {
     pub(crate) child_batch_id: Option<Uuid>,
     pub(crate) cancel_reason: Option<String>,
     pub(crate) cancel_asked_by: Option<Uuid>,
+    pub(crate) is_expiring: bool,
+    pub(crate) queue_until: Option<DateTime<Utc>>,
+    pub(crate) deadline_at: Option<DateTime<Utc>>,
+    pub(crate) retry_on: Option<String>,
+    pub(crate) crashes: i16,
     pub(crate) events: i64,
     pub(crate) request_id: String,
     pub(crate) traceparent: Option<String>,
@@ -78,19 +83,42 @@ pub(crate) struct Step {
     pub(crate) attempt: Option<Ended>,
     /// The attempt did not count.
     pub(crate) is_attempt_free: bool,
+    /// The attempt was at work when its worker or its slot's process died.
+    pub(crate) is_crash: bool,
 }
 
 impl Step {
     pub(crate) fn to(row: Row, next: State) -> Self {
-        Self { row, next, error: None, result: None, run_at: None, attempt: None, is_attempt_free: false }
+        Self {
+            row,
+            next,
+            error: None,
+            result: None,
+            run_at: None,
+            attempt: None,
+            is_attempt_free: false,
+            is_crash: false,
+        }
     }
 
-    /// To `cancelled`, with the reason that was given when it was asked for.
-    pub(crate) fn cancelled(row: Row) -> Self {
+    /// To where a stop leads: `expired` where the job's deadline was behind it, else `cancelled`, with the reason that was
+    /// given when it was asked for.
+    pub(crate) fn stopped(row: Row) -> Self {
+        if row.is_expiring {
+            return Self::expired(row, DEADLINE_OVER);
+        }
         let reason = row.cancel_reason.clone().unwrap_or_else(|| "Cancelled on request.".to_owned());
         Self { error: Some(Fault::new("cancelled", reason, false)), ..Self::to(row, State::Cancelled) }
     }
+
+    /// To `expired`.
+    pub(crate) fn expired(row: Row, message: impl Into<String>) -> Self {
+        Self { error: Some(Fault::new("expired", message, false)), ..Self::to(row, State::Expired) }
+    }
 }
+
+/// What is told of a job whose deadline is over.
+const DEADLINE_OVER: &str = "Its deadline is over.";
 
 /// What a transaction leaves to be done once it is durable.
 #[derive(Debug, Default)]
@@ -118,8 +146,8 @@ pub(crate) async fn lock(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Ro
            where batch.parent_job_id is not null
          )
          select id, owner_id, task, queue, state, priority, attempt, attempts_until, max_attempts, token, worker_id,
-           attempt_started_at, backoff, batch_id, is_finalize, child_batch_id, cancel_reason, cancel_asked_by, events,
-           request_id, traceparent
+           attempt_started_at, backoff, batch_id, is_finalize, child_batch_id, cancel_reason, cancel_asked_by, is_expiring,
+           queue_until, deadline_at, retry_on, crashes, events, request_id, traceparent
          from jobs.job
          where id in (select id from line)
          order by id
@@ -196,6 +224,7 @@ fn note_in_batches(step: &Step, changes: &mut BTreeMap<Uuid, BatchChange>) {
             match step.next {
                 State::Succeeded => change.succeeded += 1,
                 State::Failed => change.failed += 1,
+                State::Expired => change.expired += 1,
                 _ => change.cancelled += 1,
             }
         }
@@ -255,11 +284,13 @@ async fn move_to_history(conn: &mut PgConnection, steps: &[Step], now: DateTime<
         "insert into jobs.job_history (id, owner_id, task, queue, state, priority, run_at, attempt, max_attempts,
            attempt_timeout_s, backoff, worker_id, started_at, progress_percent, progress_stage, progress_message,
            error_kind, error_message, error_retryable, batch_id, ordinal, is_finalize, child_batch_id, cancel_asked_at,
-           cancel_asked_by, cancel_reason, events, request_id, traceparent, tags, args, result, created_at, finished_at)
+           cancel_asked_by, cancel_reason, events, request_id, traceparent, tags, args, result, created_at, finished_at,
+           queue_timeout_s, deadline_s, deadline_at, retry_on)
          select job.id, owner_id, task, queue, final.state, priority, run_at, attempt, max_attempts, attempt_timeout_s,
            backoff, worker_id, started_at, progress_percent, progress_stage, progress_message, final.kind, final.message,
            final.retryable, batch_id, ordinal, is_finalize, child_batch_id, cancel_asked_at, cancel_asked_by,
-           cancel_reason, events + 1, request_id, traceparent, tags, args, final.result, created_at, $7
+           cancel_reason, events + 1, request_id, traceparent, tags, args, final.result, created_at, $7, queue_timeout_s,
+           deadline_s, deadline_at, retry_on
          from jobs.job
          join unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::boolean[])
            as final (id, state, result, kind, message, retryable) on final.id = job.id",
@@ -292,9 +323,11 @@ async fn put_back(conn: &mut PgConnection, steps: &[Step], now: DateTime<Utc>) -
         "update jobs.job
          set state = back.state, run_at = coalesce(back.run_at, job.run_at), rank = coalesce(back.rank, job.rank),
            attempts_until = attempts_until + back.free, worker_id = null, attempt_started_at = null, since = $9,
-           error_kind = back.kind, error_message = back.message, error_retryable = back.retryable, events = events + 1
+           error_kind = back.kind, error_message = back.message, error_retryable = back.retryable, events = events + 1,
+           crashes = job.crashes + back.crashes,
+           queue_until = case when back.state = 'queued' then $9::timestamptz + make_interval(secs => queue_timeout_s) end
          from unnest($1::uuid[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::integer[], $6::text[], $7::text[],
-           $8::boolean[]) as back (id, state, run_at, rank, free, kind, message, retryable)
+           $8::boolean[], $10::smallint[]) as back (id, state, run_at, rank, free, kind, message, retryable, crashes)
          where job.id = back.id",
         &backs.iter().map(|step| step.row.id).collect::<Vec<_>>(),
         &backs.iter().map(|step| step.next.as_str().to_owned()).collect::<Vec<_>>(),
@@ -305,6 +338,7 @@ async fn put_back(conn: &mut PgConnection, steps: &[Step], now: DateTime<Utc>) -
         &error(&|fault| fault.message.clone()) as &[Option<String>],
         &backs.iter().map(|step| step.error.as_ref().map(|f| f.is_retryable)).collect::<Vec<_>>() as &[Option<bool>],
         now,
+        &backs.iter().map(|step| i16::from(step.is_crash)).collect::<Vec<_>>(),
     )
     .execute(conn)
     .await?;
@@ -326,11 +360,12 @@ fn tell(step: &Step, telling: &mut Telling, word: &mut Vec<outbox::Event>) {
         State::Succeeded => "jobs.job.succeeded",
         State::Failed => "jobs.job.failed",
         State::Cancelled => "jobs.job.cancelled",
-        State::Scheduled => {
+        State::Expired => "jobs.job.expired",
+        State::Scheduled if !step.is_attempt_free => {
             metrics::counter!("guildhall_task_retries_total", "task" => row.task.clone()).increment(1);
             "jobs.job.retried"
         }
-        State::Queued | State::Running | State::Suspended | State::Cancelling => return,
+        State::Scheduled | State::Queued | State::Running | State::Suspended | State::Cancelling => return,
     };
     let event = outbox::Event::new(kind, row.id, &changed(row, step.next, step.error.as_ref()));
     word.push(event.with_traceparent(row.traceparent.clone()));

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::{
     backoff::Backoff,
     events::{self, Telling},
+    retries::RetryOn,
     states::State,
 };
 use crate::SCHEMA;
@@ -29,6 +30,11 @@ pub(crate) struct NewJob {
     pub(crate) max_attempts: u8,
     pub(crate) attempt_timeout_s: f64,
     pub(crate) backoff: Option<Backoff>,
+    /// Seconds; above 0.
+    pub(crate) queue_timeout_s: Option<f64>,
+    /// Seconds from `run_at`; above 0.
+    pub(crate) deadline_s: Option<f64>,
+    pub(crate) retry_on: RetryOn,
     pub(crate) tags: Vec<String>,
     /// A JSON object.
     pub(crate) args: String,
@@ -87,6 +93,9 @@ pub(crate) async fn insert(
     let attempts: Vec<i32> = jobs.iter().map(|job| i32::from(job.max_attempts)).collect();
     let timeouts: Vec<f64> = jobs.iter().map(|job| job.attempt_timeout_s).collect();
     let backoffs: Vec<Option<String>> = jobs.iter().map(|job| job.backoff.as_ref().map(Backoff::to_json)).collect();
+    let queue_timeouts: Vec<Option<f64>> = jobs.iter().map(|job| job.queue_timeout_s).collect();
+    let deadlines: Vec<Option<f64>> = jobs.iter().map(|job| job.deadline_s).collect();
+    let retry_ons: Vec<Option<String>> = jobs.iter().map(|job| job.retry_on.to_json()).collect();
     let batches: Vec<Option<Uuid>> = jobs.iter().map(|job| job.place.batch()).collect();
     let ordinals: Vec<Option<i32>> = jobs
         .iter()
@@ -103,15 +112,18 @@ pub(crate) async fn insert(
     sqlx::query!(
         "insert into jobs.job (id, owner_id, task, queue, state, priority, run_at, rank, attempts_until, max_attempts,
            attempt_timeout_s, backoff, batch_id, ordinal, is_finalize, request_id, traceparent, tags, args, events, since,
-           created_at)
+           created_at, queue_timeout_s, queue_until, deadline_s, deadline_at, retry_on)
          select id, owner_id, task, queue, state, priority, run_at, rank, max_attempts, max_attempts, attempt_timeout_s,
            backoff, batch_id, ordinal, is_finalize, request_id, traceparent,
-           array(select jsonb_array_elements_text(tags::jsonb)), args, 1, $19, $19
+           array(select jsonb_array_elements_text(tags::jsonb)), args, 1, $19, $19, queue_timeout_s,
+           case when state = 'queued' then run_at + make_interval(secs => queue_timeout_s) end, deadline_s,
+           run_at + make_interval(secs => deadline_s), retry_on
          from unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::smallint[], $7::timestamptz[],
            $8::timestamptz[], $9::integer[], $10::double precision[], $11::text[], $12::uuid[], $13::integer[],
-           $14::boolean[], $15::text[], $16::text[], $17::text[], $18::text[])
+           $14::boolean[], $15::text[], $16::text[], $17::text[], $18::text[], $20::double precision[],
+           $21::double precision[], $22::text[])
            as new (id, owner_id, task, queue, state, priority, run_at, rank, max_attempts, attempt_timeout_s, backoff,
-             batch_id, ordinal, is_finalize, request_id, traceparent, tags, args)",
+             batch_id, ordinal, is_finalize, request_id, traceparent, tags, args, queue_timeout_s, deadline_s, retry_on)",
         &ids,
         &owners,
         &column(&|job| job.task.clone()),
@@ -131,6 +143,9 @@ pub(crate) async fn insert(
         &tags,
         &column(&|job| job.args.clone()),
         now,
+        &queue_timeouts as &[Option<f64>],
+        &deadlines as &[Option<f64>],
+        &retry_ons as &[Option<String>],
     )
     .execute(&mut *conn)
     .await?;

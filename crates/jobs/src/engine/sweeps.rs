@@ -16,6 +16,7 @@ use tracing::warn;
 use super::{
     Ground, cancel,
     events::{self, Telling},
+    expiry,
     finish::{self, End, Fault, Outcome},
     group::Group,
     history, reconcile,
@@ -32,6 +33,7 @@ const TIMEOUT_SLACK_S: f64 = 15.0;
 const STOOD_STILL: TimeDelta = TimeDelta::seconds(5);
 
 const PROMOTE_EVERY: Duration = Duration::from_millis(200);
+const EXPIRE_EVERY: Duration = Duration::from_millis(500);
 const LEASES_EVERY: Duration = Duration::from_secs(1);
 const CANCELS_EVERY: Duration = Duration::from_secs(2);
 const RECONCILE_EVERY: Duration = Duration::from_secs(30);
@@ -39,6 +41,7 @@ const TIDY_EVERY: Duration = Duration::from_secs(600);
 
 pub(super) fn start(ground: &Arc<Ground>, finisher: &Group<Outcome, bool>, tasks: &Tasks) {
     every(ground, tasks, "jobs.promote", PROMOTE_EVERY, |ground| async move { promote(&ground).await });
+    every(ground, tasks, "jobs.expire", EXPIRE_EVERY, |ground| async move { expiry::run(&ground).await });
     every(ground, tasks, "jobs.reconcile", RECONCILE_EVERY, |ground| async move { reconcile::run(&ground).await });
     every(ground, tasks, "jobs.tidy", TIDY_EVERY, |ground| async move { tidy(&ground).await });
     let door = finisher.clone();
@@ -104,7 +107,8 @@ async fn promote(ground: &Ground) -> Result<(), Fail> {
         let mut transaction = ground.pool.begin().await?;
         let due = sqlx::query!(
             "update jobs.job
-             set state = 'queued', since = $1, events = events + 1
+             set state = 'queued', since = $1, events = events + 1,
+               queue_until = $1::timestamptz + make_interval(secs => queue_timeout_s)
              where id in (
                select id from jobs.job
                where state = 'scheduled' and run_at <= $1
@@ -187,7 +191,7 @@ async fn leases(ground: &Ground, finisher: &Group<Outcome, bool>, stood_still: b
     .await?;
     let overdue = overdue.into_iter().map(|job| {
         let fault = Fault::new("timeout", format!("The attempt ran longer than {} s.", job.attempt_timeout_s), true);
-        Outcome { job: job.id, token: job.token, end: End::Failed(fault) }
+        Outcome { job: job.id, token: job.token, end: End::Failed(fault, None) }
     });
     try_join_all(overdue.map(|outcome| finisher.write(outcome))).await?;
     Ok(())
@@ -214,16 +218,18 @@ pub(super) async fn release_all(ground: &Ground) -> Result<u64, Fail> {
 /// Tells this replica's workers which of their attempts are to end.
 async fn send_stops(ground: &Ground) -> Result<(), Fail> {
     for seat in ground.seats.all() {
-        let cancelling =
-            sqlx::query!("select id, token from jobs.job where worker_id = $1 and state = 'cancelling'", seat.worker)
-                .fetch_all(&ground.pool)
-                .await?;
+        let cancelling = sqlx::query!(
+            "select id, token, is_expiring from jobs.job where worker_id = $1 and state = 'cancelling'",
+            seat.worker
+        )
+        .fetch_all(&ground.pool)
+        .await?;
         if cancelling.is_empty() {
             continue;
         }
         let items = cancelling.into_iter().map(|job| StopAttempt {
             attempt: Some(AttemptRef { job_id: job.id.to_string(), token: job.token.unsigned_abs() }),
-            why: "cancel".to_owned(),
+            why: if job.is_expiring { "deadline" } else { "cancel" }.to_owned(),
             grace_s: ground.settings.cancel_grace_s,
         });
         // One worker that does not read must not keep the others waiting; what finds no room is sent again.

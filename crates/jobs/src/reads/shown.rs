@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use kit::{Fail, clock::to_timestamp};
-use proto::jobs::{Job, JobError, Progress, WaitingReason};
+use proto::jobs::{CancelAsked, Job, JobError, Progress, WaitingReason};
 use uuid::Uuid;
 
 use crate::{Core, engine::State};
@@ -38,6 +38,11 @@ pub(crate) struct JobRow {
     pub(crate) since: DateTime<Utc>,
     pub(crate) created_at: DateTime<Utc>,
     pub(crate) finished_at: Option<DateTime<Utc>>,
+    pub(crate) queue_until: Option<DateTime<Utc>>,
+    pub(crate) deadline_at: Option<DateTime<Utc>>,
+    pub(crate) cancel_asked_at: Option<DateTime<Utc>>,
+    pub(crate) cancel_asked_by: Option<Uuid>,
+    pub(crate) cancel_reason: Option<String>,
 }
 
 impl JobRow {
@@ -55,6 +60,7 @@ impl JobRow {
     pub(crate) fn into_proto(self, surroundings: &Surroundings) -> Result<Job, Fail> {
         let state: State = self.state.parse()?;
         let waiting_reason = self.waiting_reason(state, surroundings);
+        let cancel_asked = self.cancel_asked(state);
         Ok(Job {
             id: self.id.to_string(),
             task: self.task,
@@ -85,6 +91,28 @@ impl JobRow {
             run_at: Some(to_timestamp(self.run_at)),
             started_at: self.started_at.map(to_timestamp),
             finished_at: self.finished_at.map(to_timestamp),
+            queue_until: self.queue_until.filter(|_| state == State::Queued).map(to_timestamp),
+            deadline_at: self.deadline_at.map(to_timestamp),
+            cancel_asked,
+        })
+    }
+
+    /// Since when the job is to stop, for whom and why, and what has not answered yet.
+    fn cancel_asked(&self, state: State) -> Option<CancelAsked> {
+        let is_stopping = state == State::Cancelling;
+        // Nobody has asked where it is the job's own deadline that ends it.
+        let at = self.cancel_asked_at.or(is_stopping.then_some(self.since))?;
+        let awaits = match (self.worker_id, self.child_batch_id) {
+            (Some(worker), _) if is_stopping => format!("worker {worker}"),
+            (None, Some(batch)) if is_stopping => format!("batch {batch}"),
+            _ => String::new(),
+        };
+        let own = if self.cancel_asked_at.is_none() { "Its deadline is over." } else { "" };
+        Some(CancelAsked {
+            at: Some(to_timestamp(at)),
+            by: text(self.cancel_asked_by),
+            reason: self.cancel_reason.clone().unwrap_or_else(|| own.to_owned()),
+            awaits,
         })
     }
 
@@ -109,7 +137,12 @@ impl JobRow {
                     ("no_free_slot", String::new())
                 }
             }
-            State::Running | State::Cancelling | State::Succeeded | State::Failed | State::Cancelled => return None,
+            State::Running
+            | State::Cancelling
+            | State::Succeeded
+            | State::Failed
+            | State::Cancelled
+            | State::Expired => return None,
         };
         Some(WaitingReason { reason: reason.to_owned(), since: Some(to_timestamp(since)), detail })
     }

@@ -20,9 +20,9 @@ use proto::{
         SubmitJobsRequest, SubmitJobsResponse, WatchRequest, batches_client::BatchesClient, jobs_client::JobsClient,
     },
     worker::{
-        Assignment, AttemptRef, Credit, Failed, FromWorker, Heartbeat, Hello, Interrupted, OfferedTask, Outcome,
-        Receipt, Report, Stopped, Succeeded, Suspended, ToWorker, attempts_client::AttemptsClient, from_worker,
-        outcome, to_worker, workers_client::WorkersClient,
+        Assignment, AttemptRef, Cancelled, Credit, Failed, FromWorker, Heartbeat, Hello, Interrupted, OfferedTask,
+        Outcome, Receipt, Report, Snoozed, Stopped, Succeeded, Suspended, ToWorker, attempts_client::AttemptsClient,
+        from_worker, outcome, to_worker, workers_client::WorkersClient,
     },
 };
 use tokio::sync::mpsc;
@@ -463,7 +463,18 @@ pub(crate) fn failed(kind: &str, is_retryable: bool) -> outcome::End {
         kind: kind.to_owned(),
         message: "It did not work.".to_owned(),
         retryable: is_retryable,
+        retry_after_s: None,
     })
+}
+pub(crate) fn retry_after(seconds: f64) -> outcome::End {
+    let message = "It did not work.".to_owned();
+    outcome::End::Failed(Failed { kind: "provider".into(), message, retryable: true, retry_after_s: Some(seconds) })
+}
+pub(crate) fn snoozed(seconds: f64) -> outcome::End {
+    outcome::End::Snoozed(Snoozed { seconds })
+}
+pub(crate) fn cancelled(reason: &str) -> outcome::End {
+    outcome::End::Cancelled(Cancelled { reason: reason.to_owned() })
 }
 pub(crate) fn stopped() -> outcome::End {
     outcome::End::Stopped(Stopped {})

@@ -4,11 +4,13 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod batches;
+mod clocks;
 mod fencing;
 mod house;
 mod lifecycle;
 mod parents;
 mod replicas;
+mod retries;
 mod stopping;
 mod submitting;
 mod watching;

@@ -13,7 +13,7 @@ use crate::{
     house::{House, User, Worker, failed, something_waits, spec, stopped, succeeded, suspended},
 };
 
-async fn fan_out(worker: &Worker, parent: &Assignment, ordinals: std::ops::Range<u32>) -> String {
+pub(crate) async fn fan_out(worker: &Worker, parent: &Assignment, ordinals: std::ops::Range<u32>) -> String {
     let jobs = ordinals
         .map(|ordinal| FanOutJob { ordinal, task: "work".into(), args_json: format!(r#"{{"n": {ordinal}}}"#) })
         .collect();

@@ -108,7 +108,12 @@ async fn file(house: &House, user: &User, name: &str, size_bytes: u64) -> String
 }
 
 fn failed() -> End {
-    End::Failed(Failed { kind: "provider".to_owned(), message: "It was not there.".to_owned(), retryable: false })
+    End::Failed(Failed {
+        kind: "provider".to_owned(),
+        message: "It was not there.".to_owned(),
+        retryable: false,
+        retry_after_s: None,
+    })
 }
 
 fn facts(entry: &ActRecorded) -> (Value, Value) {
@@ -377,7 +382,11 @@ async fn entries_tell_what_the_table_lists_and_nothing_that_a_person_typed_but_t
     let job = house.submit(&user, marked()).await.expect("taken");
     let held = hand.take().await;
     let message = format!("{MARK} was not there");
-    hand.end(&held, End::Failed(Failed { kind: "provider".to_owned(), message, retryable: false })).await;
+    hand.end(
+        &held,
+        End::Failed(Failed { kind: "provider".to_owned(), message, retryable: false, retry_after_s: None }),
+    )
+    .await;
     retry(&house, &user, &job.id).await.expect("queued again");
     cancel(&house, &admin, &job.id).await.expect("cancelled");
     let batch = batch(&house, &user, vec![marked()]).await;

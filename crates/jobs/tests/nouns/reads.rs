@@ -32,7 +32,12 @@ fn succeeded() -> End {
 }
 
 fn failed(retryable: bool) -> End {
-    End::Failed(Failed { kind: "provider".to_owned(), message: "It was not there.".to_owned(), retryable })
+    End::Failed(Failed {
+        kind: "provider".to_owned(),
+        message: "It was not there.".to_owned(),
+        retryable,
+        retry_after_s: None,
+    })
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! Jobs as JSON shows them, and what is read from JSON to make one.
 
+use std::collections::BTreeMap;
+
 use kit::{Fail, clock::to_timestamp};
 use proto::jobs as rpc;
 use schemars::JsonSchema;
@@ -39,8 +41,30 @@ pub(in crate::routes) struct NewJob {
     #[serde(default)]
     #[schemars(extend("exclusiveMinimum" = 0))]
     attempt_timeout_s: Option<f64>,
+    /// Seconds that a stay in the queue may take; after it the job is `expired`.
+    #[serde(default)]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    queue_timeout_s: Option<f64>,
+    /// Seconds that all attempts may take with what lies between them, from `run_at` or from now; after it the job is
+    /// stopped and `expired`.
+    #[serde(default)]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    deadline_s: Option<f64>,
+    /// What to do about an error, by its kind: `false` to fail at once, `true` to retry even where the task says that this
+    /// cannot help, or a backoff to retry with.
+    #[serde(default)]
+    #[schemars(extend("maxProperties" = 20))]
+    retry_on: BTreeMap<String, RetryOn>,
     #[serde(default)]
     tags: Vec<String>,
+}
+
+/// What to do about one kind of error.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+enum RetryOn {
+    Retry(bool),
+    Backoff(Backoff),
 }
 
 /// How long to wait before each retry.
@@ -95,6 +119,7 @@ pub(super) enum JobState {
     Succeeded,
     Failed,
     Cancelled,
+    Expired,
 }
 
 /// Which jobs are asked for.
@@ -146,6 +171,8 @@ pub(super) struct Job {
     tags: Vec<String>,
     progress: Option<Progress>,
     waiting_reason: Option<WaitingReason>,
+    /// How its stop was asked for, once it was.
+    cancel_asked: Option<CancelAsked>,
     /// What the task made, once it has succeeded.
     result: Option<Raw>,
     error: Option<JobError>,
@@ -157,6 +184,9 @@ pub(super) struct Job {
     run_at: Option<Time>,
     started_at: Option<Time>,
     finished_at: Option<Time>,
+    /// When its stay in the queue is over.
+    queue_until: Option<Time>,
+    deadline_at: Option<Time>,
 }
 
 /// How far a job is.
@@ -173,6 +203,17 @@ struct WaitingReason {
     reason: String,
     since: Option<Time>,
     detail: String,
+}
+
+/// How a job was asked to stop.
+#[derive(Debug, Serialize, JsonSchema)]
+struct CancelAsked {
+    at: Time,
+    /// Nobody where it is the job's own deadline, or the end of what it belongs to.
+    by: Option<String>,
+    reason: Option<String>,
+    /// What has not answered yet: `worker <id>` or `batch <id>`.
+    awaits: Option<String>,
 }
 
 /// Why an attempt or a job failed.
@@ -213,7 +254,7 @@ pub(in crate::routes) struct Reason {
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct Attempt {
     number: u32,
-    /// `running`, `succeeded`, `failed`, `cancelled`, `suspended` or `interrupted`.
+    /// `running`, `succeeded`, `failed`, `cancelled`, `suspended`, `interrupted` or `snoozed`.
     outcome: String,
     worker_id: Option<String>,
     started_at: Option<Time>,
@@ -243,6 +284,9 @@ impl NewJob {
             backoff: self.backoff.map(Backoff::write),
             attempt_timeout_s: self.attempt_timeout_s,
             tags: self.tags,
+            queue_timeout_s: self.queue_timeout_s,
+            deadline_s: self.deadline_s,
+            retry_on: self.retry_on.into_iter().map(|(kind, rule)| rule.write(kind)).collect(),
         }
     }
 }
@@ -250,6 +294,15 @@ impl NewJob {
 impl NewJobs {
     pub(in crate::routes) fn write(self) -> Vec<rpc::JobSpec> {
         self.jobs.into_iter().map(NewJob::write).collect()
+    }
+}
+
+impl RetryOn {
+    fn write(self, error_kind: String) -> rpc::RetryOn {
+        match self {
+            Self::Retry(retry) => rpc::RetryOn { error_kind, retry, backoff: None },
+            Self::Backoff(backoff) => rpc::RetryOn { error_kind, retry: true, backoff: Some(backoff.write()) },
+        }
     }
 }
 
@@ -287,6 +340,7 @@ impl From<JobState> for rpc::JobState {
             JobState::Succeeded => Self::Succeeded,
             JobState::Failed => Self::Failed,
             JobState::Cancelled => Self::Cancelled,
+            JobState::Expired => Self::Expired,
         }
     }
 }
@@ -303,6 +357,7 @@ impl JobState {
             rpc::JobState::Succeeded => Self::Succeeded,
             rpc::JobState::Failed => Self::Failed,
             rpc::JobState::Cancelled => Self::Cancelled,
+            rpc::JobState::Expired => Self::Expired,
         })
     }
 }
@@ -326,6 +381,7 @@ impl Job {
                 since: maybe_time(why.since),
                 detail: why.detail,
             }),
+            cancel_asked: job.cancel_asked.map(CancelAsked::read).transpose()?,
             result: Raw::maybe(job.result_json)?,
             error: job.error.map(JobError::read),
             worker_id: maybe(job.worker_id),
@@ -335,7 +391,15 @@ impl Job {
             run_at: maybe_time(job.run_at),
             started_at: maybe_time(job.started_at),
             finished_at: maybe_time(job.finished_at),
+            queue_until: maybe_time(job.queue_until),
+            deadline_at: maybe_time(job.deadline_at),
         })
+    }
+}
+
+impl CancelAsked {
+    fn read(asked: rpc::CancelAsked) -> Result<Self, Fail> {
+        Ok(Self { at: time(asked.at)?, by: maybe(asked.by), reason: maybe(asked.reason), awaits: maybe(asked.awaits) })
     }
 }
 
