@@ -1,6 +1,6 @@
 //! What every route has at hand: the roles behind, who may come in, and where bytes lie.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, net::IpAddr, time::Duration};
 
 use http::{HeaderMap, header};
 use kit::{
@@ -18,7 +18,6 @@ use proto::{
         tasks_client::TasksClient, workers_client::WorkersClient,
     },
 };
-use tokio::sync::Semaphore;
 
 use crate::{
     Settings,
@@ -54,7 +53,8 @@ pub struct Door {
     pub(crate) tasks: Tasks,
     pub(crate) proxies: Proxies,
     pub(crate) revocations: Revocations,
-    pub(crate) requests: Arc<Semaphore>,
+    /// By where they come from, so far as that is known.
+    pub(crate) requests: Places<Option<IpAddr>>,
     pub(crate) live_streams: Places,
     pub(crate) uploads: Places,
     /// The OpenAPI document, made once from the routes.
@@ -84,7 +84,7 @@ impl Door {
     pub(crate) fn new(parts: Parts, openapi: bytes::Bytes) -> Result<Self, Fail> {
         Ok(Self {
             proxies: Proxies::parse(&parts.settings.trusted_proxies)?,
-            requests: Arc::new(Semaphore::new(parts.settings.http_requests_max as usize)),
+            requests: Places::new(parts.settings.http_requests_max),
             live_streams: Places::new(parts.settings.live_streams_max),
             uploads: Places::new(parts.settings.uploads_max),
             revocations: Revocations::new(parts.clock.clone()),

@@ -1,7 +1,7 @@
 //! Places that callers share, for what is held for long: so many in all, and half of them at most for one caller, so that
-//! nobody can keep the others out alone.
+//! nobody can keep the others out alone. A caller is a user, or before one is known the place that a request comes from.
 
-use std::sync::Arc;
+use std::{hash::Hash, sync::Arc};
 
 use dashmap::{DashMap, Entry};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -12,22 +12,22 @@ const CALLERS_PART: usize = 2;
 
 /// The places for one kind of thing. Cheap to clone; clones share them.
 #[derive(Debug, Clone)]
-pub(crate) struct Places {
+pub(crate) struct Places<K: Copy + Eq + Hash = Uuid> {
     all: Arc<Semaphore>,
     each_max: usize,
     /// Callers that hold any, and how many.
-    held: Arc<DashMap<Uuid, usize>>,
+    held: Arc<DashMap<K, usize>>,
 }
 
 /// A place that is held until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Place {
-    caller: Uuid,
-    held: Arc<DashMap<Uuid, usize>>,
+pub(crate) struct Place<K: Copy + Eq + Hash = Uuid> {
+    caller: K,
+    held: Arc<DashMap<K, usize>>,
     _permit: OwnedSemaphorePermit,
 }
 
-impl Places {
+impl<K: Copy + Eq + Hash> Places<K> {
     pub(crate) fn new(count: u32) -> Self {
         let count = count as usize;
         Self {
@@ -38,7 +38,7 @@ impl Places {
     }
 
     /// A place for `caller`; `None` when all are taken, or all that one caller may have.
-    pub(crate) fn take(&self, caller: Uuid) -> Option<Place> {
+    pub(crate) fn take(&self, caller: K) -> Option<Place<K>> {
         let permit = self.all.clone().try_acquire_owned().ok()?;
         let mut held = self.held.entry(caller).or_insert(0);
         if *held >= self.each_max {
@@ -49,7 +49,7 @@ impl Places {
     }
 }
 
-impl Drop for Place {
+impl<K: Copy + Eq + Hash> Drop for Place<K> {
     fn drop(&mut self) {
         if let Entry::Occupied(mut held) = self.held.entry(self.caller) {
             *held.get_mut() -= 1;

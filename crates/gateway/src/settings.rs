@@ -16,7 +16,8 @@ kit::settings! {
         pub cors_origins: Vec<String> = "",
         /// Most connections at once; more wait in the system's own queue. Each costs some 100 KiB while it is busy.
         pub http_connections_max: u32 = "4096",
-        /// Most requests at work at once; more are answered 503 at once, since a queue of them would only grow.
+        /// Most requests at work at once, and half as many from one address; more are answered 503 at once, since a queue of
+        /// them would only grow. Behind a proxy that `trusted_proxies` does not name, all come from one address.
         pub http_requests_max: u32 = "1024",
         /// Most live streams at once, and half as many for one user; more are answered 503. They are long and cheap, so
         /// they are counted apart.

@@ -1,7 +1,9 @@
 //! The bound on requests at work. A queue in front of a busy door would only grow, so what comes beyond the bound is
-//! told at once to come back.
+//! told at once to come back. One address has half of the places at most: a body that trickles in, or a download that is
+//! read a little at a time, is at work for as long as its client likes.
 
 use std::{
+    net::IpAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -16,10 +18,9 @@ use axum::{
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use kit::Fail;
-use tokio::sync::OwnedSemaphorePermit;
 
-use super::PROBES;
-use crate::{door::Door, problem::Refusal};
+use super::{PROBES, RequestContext, proxies::network};
+use crate::{door::Door, places::Place, problem::Refusal};
 
 /// Left on the response of a live stream, which has a bound of its own.
 #[derive(Debug, Clone, Copy)]
@@ -29,20 +30,21 @@ pub(super) async fn bound(State(door): State<Arc<Door>>, request: Request, next:
     if request.extensions().get::<MatchedPath>().is_some_and(|path| PROBES.contains(&path.as_str())) {
         return next.run(request).await;
     }
-    let Ok(permit) = door.requests.clone().try_acquire_owned() else {
+    let client = request.extensions().get::<RequestContext>().and_then(|context| context.client);
+    let Some(place) = door.requests.take(client.map(network)) else {
         return Refusal(Fail::unavailable("busy", "Too many requests are at work: try again shortly.")).into_response();
     };
     let response = next.run(request).await;
     if response.extensions().get::<LongLived>().is_some() {
         return response;
     }
-    response.map(|body| Body::new(Held { body, _permit: permit }))
+    response.map(|body| Body::new(Held { body, _place: place }))
 }
 
 /// A body that counts as work until it has been sent.
 struct Held {
     body: Body,
-    _permit: OwnedSemaphorePermit,
+    _place: Place<Option<IpAddr>>,
 }
 
 impl HttpBody for Held {

@@ -73,6 +73,15 @@ impl Network {
     }
 }
 
+/// The part of an address that one client has, as the throttle before sign-in counts it: all of an IPv4 address, of an IPv6
+/// one the first half.
+pub(super) fn network(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() & (u128::MAX << 64)).into()),
+    }
+}
+
 fn number(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),

@@ -213,6 +213,43 @@ async fn requests_beyond_the_bound_are_refused_at_once() {
 }
 
 #[tokio::test]
+async fn one_address_leaves_half_of_the_requests_to_others() {
+    let settings =
+        Settings { http_requests_max: 4, trusted_proxies: vec!["127.0.0.0/8".into()], ..Settings::default() };
+    let house = House::with(settings).await;
+    let status_for = async |address: &'static str| {
+        let answer = house.get("/api/openapi.json").header("x-forwarded-for", address).send().await.unwrap();
+        let status = answer.status();
+        if status != 200 {
+            problem(answer, 503, "busy").await;
+        } else {
+            answer.bytes().await.unwrap();
+        }
+        status
+    };
+    // Somebody who sends bodies of which the rest never comes.
+    let head = "POST /api/v1/auth/login HTTP/1.1\r\nhost: x\r\nx-forwarded-for: 2001:db8:1:2::7\r\n\
+                content-type: application/json\r\ncontent-length: 99\r\n\r\n{";
+    let mut trickling = Vec::new();
+    for _ in 0..2 {
+        let mut socket = TcpStream::connect(house.socket()).await.unwrap();
+        socket.write_all(head.as_bytes()).await.unwrap();
+        trickling.push(socket);
+    }
+    // A neighbour within what one customer is given is the same customer.
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while status_for("2001:db8:1:2::8").await == 200 {
+        assert!(tokio::time::Instant::now() < deadline, "one address may take more than half");
+    }
+    assert_eq!(status_for("2001:db8:1:3::7").await, 200);
+    assert_eq!(status_for("203.0.113.7").await, 200);
+    drop(trickling);
+    while status_for("2001:db8:1:2::8").await != 200 {
+        assert!(tokio::time::Instant::now() < deadline, "its places are not given back");
+    }
+}
+
+#[tokio::test]
 async fn a_drain_finishes_what_is_at_work_and_takes_no_more() {
     let house = House::open().await;
     let ada = house.customer();
