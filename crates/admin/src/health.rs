@@ -3,7 +3,12 @@
 
 use std::time::Duration;
 
-use kit::{Fail, clock::to_timestamp, grpc::Call};
+use kit::{
+    Fail,
+    clock::to_timestamp,
+    grpc::Call,
+    identity::{Caller, Reach},
+};
 use prost::Message as _;
 use proto::admin::{
     GetHealthRequest, GetHealthResponse, Replica, ReportRequest, ReportResponse, health_server::Health,
@@ -20,16 +25,20 @@ const ROLES: [&str; 5] = ["auth", "jobs", "admin", "gateway", "worker"];
 const LIVE: Duration = Duration::from_secs(10);
 /// A process that was not heard of for so long is forgotten: until then it is shown as one that has gone.
 const REMEMBERED: Duration = Duration::from_secs(5 * 60);
-/// Largest report, in bytes: many times what a process has to say.
-const REPORT_BYTES_MAX: usize = 64 * 1024;
+/// Of whom a reporter tells whose permission reaches no further than its own kind: such keys are told to workers.
+const OWN_ROLE: &str = "worker";
+/// Largest report, in bytes: many times what a process has to say, and so small that as many as are shown fit into a
+/// message between roles (`kit::grpc::MESSAGE_BYTES_MAX`).
+const REPORT_BYTES_MAX: usize = 8 * 1024;
 /// Processes that are shown at most.
 const REPLICAS_MAX: i64 = 1000;
 
 #[tonic::async_trait]
 impl Health for Admin {
     async fn report(&self, request: Request<ReportRequest>) -> Result<Response<ReportResponse>, Status> {
+        let caller = Call::of(&request)?.caller()?.clone();
         let replica = request.into_inner().replica.unwrap_or_default();
-        self.hear(&replica).await?;
+        self.hear(&caller, &replica).await?;
         Ok(Response::new(ReportResponse {}))
     }
 
@@ -40,15 +49,19 @@ impl Health for Admin {
 }
 
 impl Admin {
-    async fn hear(&self, replica: &Replica) -> Result<(), Fail> {
+    async fn hear(&self, caller: &Caller, replica: &Replica) -> Result<(), Fail> {
         let refuse = |message| Fail::invalid("admin.invalid_report", message);
         let id: Uuid = replica.id.parse().map_err(|_| refuse("A report needs the id of its process."))?;
         if replica.roles.is_empty() {
             return Err(refuse("A report needs the roles of its process."));
         }
+        let is_of_own_role = replica.roles.iter().all(|role| role == OWN_ROLE);
+        if caller.require("health:report")? == Reach::Own && !is_of_own_role {
+            return Err(Fail::forbidden("forbidden", "Your permission lets you tell of workers alone."));
+        }
         let report = replica.encode_to_vec();
         if report.len() > REPORT_BYTES_MAX {
-            return Err(refuse("A report may have at most 65536 bytes."));
+            return Err(refuse("A report may have at most 8192 bytes."));
         }
         sqlx::query!(
             "insert into admin.replica (id, report, reported_at)

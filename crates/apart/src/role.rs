@@ -47,18 +47,13 @@ impl Surroundings {
         self.data_dir.join("processes").join(name)
     }
 
-    /// What every process is told, whatever its role.
+    /// What every process is told, whatever its role: nothing that lets it in anywhere.
     fn command(&self, name: &str) -> Command {
         let dir = self.dir(name);
         let mut command = Command::new(&self.guildhall);
         // What it holds is taken up by others when it is gone, so it need not hear of our end in time.
         confine(&mut command, &Account::Ourselves, Signal::SIGKILL);
-        command
-            .current_dir(&dir)
-            .env("HOME", &dir)
-            .env("GUILDHALL_DATA_DIR", &dir)
-            .env("GUILDHALL_DATABASE_URL", &self.database_url)
-            .env("GUILDHALL_LOG_FORMAT", "json");
+        command.current_dir(&dir).env("HOME", &dir).env("GUILDHALL_DATA_DIR", &dir).env("GUILDHALL_LOG_FORMAT", "json");
         command
     }
 
@@ -67,7 +62,6 @@ impl Surroundings {
         let loopback = |port: u16| format!("127.0.0.1:{port}");
         command
             .args(["serve", instance.role.as_str()])
-            .env("GUILDHALL_AMQP_URL_FILE", self.keys.file("amqp_url"))
             .env("GUILDHALL_STORAGE_URL", format!("file://{}", percent_encoded(&self.data_dir.join("files"))))
             .env("GUILDHALL_PUBLIC_URL", format!("http://{}", self.http))
             .env("GUILDHALL_DEMO_TASKS", "true")
@@ -77,10 +71,15 @@ impl Surroundings {
             .env("GUILDHALL_ADMIN_URL", self.urls(Role::Admin))
             .env("GUILDHALL_TLS_CA_FILE", self.keys.ca())
             .env("GUILDHALL_TLS_CERT_FILE", self.keys.certificate(instance))
-            .env("GUILDHALL_TLS_KEY_FILE", self.keys.certificate_key(instance))
-            .env("GUILDHALL_SERVICE_KEY_FILE", self.keys.file("service"));
+            .env("GUILDHALL_TLS_KEY_FILE", self.keys.certificate_key(instance));
+        if instance.role != Role::Worker {
+            command.env("GUILDHALL_SERVICE_KEY_FILE", self.keys.file("service"));
+        }
         if let Some(port) = instance.grpc {
-            command.env("GUILDHALL_GRPC_LISTEN", loopback(port));
+            command
+                .env("GUILDHALL_GRPC_LISTEN", loopback(port))
+                .env("GUILDHALL_DATABASE_URL", &self.database_url)
+                .env("GUILDHALL_AMQP_URL_FILE", self.keys.file("amqp_url"));
         }
         match instance.role {
             Role::Auth => {
@@ -169,7 +168,7 @@ impl Server for RoleServer {
 pub(crate) async fn migrate(around: Arc<Surroundings>) -> Result<(), Error> {
     make_dir(&around.dir("migrate"), 0o700)?;
     let mut command = around.command("migrate");
-    command.arg("migrate");
+    command.arg("migrate").env("GUILDHALL_DATABASE_URL", &around.database_url);
     // The kernel ends it with its thread, which lives until it has ended.
     let output = tokio::task::spawn_blocking(move || command.output()).await;
     let output = output.map_err(std::io::Error::other).flatten().map_err(PlaceError::io("run `guildhall migrate`"))?;

@@ -103,7 +103,7 @@ impl House {
         }
         let reporter = Reporter {
             admin: services.peer(Role::Admin)?,
-            credential: services.credential()?,
+            credential: services.reporter(roles)?,
             roles: roles.names(),
             version: env!("CARGO_PKG_VERSION"),
             checks: ground.with_bus(inside.checks.clone()),

@@ -66,6 +66,11 @@ impl Role {
         matches!(self, Self::Gateway | Self::Jobs | Self::Worker)
     }
 
+    /// Whether it shows the service key. A worker shows its own, which is worth less: what it works on came from strangers.
+    pub(crate) const fn shows_service_key(self) -> bool {
+        !matches!(self, Self::Worker)
+    }
+
     /// Whether it makes or verifies access tokens, whose issuer is the public URL.
     pub(crate) const fn needs_issuer(self) -> bool {
         !matches!(self, Self::Worker)

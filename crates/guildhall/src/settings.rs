@@ -81,7 +81,8 @@ kit::settings! {
         /// it calls. Unset: callers show none, and the system's CAs vouch for those who are called.
         pub(crate) tls_ca_file: Option<PathBuf> = "",
         /// The key by which the roles of this installation are known to `auth`, the same in every process: `gld_`, 32
-        /// hexadecimal digits, `_`, 64 more, all random. Unset in `up`: made and kept in `data_dir`. `serve` needs it.
+        /// hexadecimal digits, `_`, 64 more, all random. Unset in `up`: made and kept in `data_dir`. `serve` needs it for all
+        /// but a worker, which should not be told it.
         pub(crate) service_key: Option<Secret> = "",
         /// The key by which workers are known to `auth`, written likewise and not the same. `serve` needs it for auth and
         /// worker.

@@ -71,7 +71,7 @@ impl fmt::Debug for Checks {
 #[derive(Debug)]
 pub struct Reporter {
     pub admin: Peer,
-    /// A service key whose scope has `health:report`.
+    /// A service key whose scope has `health:report`, which lets it tell of workers, or `health:report:any`.
     pub credential: Credential,
     /// All that run in this process.
     pub roles: Vec<&'static str>,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use kit::{
     Fail, Kind, Secret,
-    grpc::{Credential, Guard, Peer},
+    grpc::{Call, Credential, Guard, MESSAGE_BYTES_MAX, Peer},
     health::{Checks, Reporter},
     identity::Verifier,
 };
@@ -20,8 +20,11 @@ use tonic::{Request, Response, Status, service::Routes};
 use crate::support::{House, account, answer, code, someone, soon, token};
 
 async fn report(house: &House, replica: Replica) -> Result<(), Fail> {
-    let request = account("health:report").request(ReportRequest { replica: Some(replica) });
-    answer(house.health().report(request).await).map(drop)
+    report_as(house, &account("health:report:any"), replica).await
+}
+
+async fn report_as(house: &House, call: &Call, replica: Replica) -> Result<(), Fail> {
+    answer(house.health().report(call.request(ReportRequest { replica: Some(replica) })).await).map(drop)
 }
 
 async fn health(house: &House) -> GetHealthResponse {
@@ -112,6 +115,39 @@ async fn a_report_without_sense_or_by_whom_it_may_not_be_made_is_refused() {
     assert_eq!(health(&house).await.replicas, []);
 }
 
+/// What its key is worth, a worker says of itself; that `auth` lives is not its to say.
+#[tokio::test]
+async fn who_may_report_of_workers_alone_is_refused_any_other_role() {
+    let house = House::open().await;
+    let of_workers = account("health:report");
+    for roles in [&["auth"][..], &["worker", "auth"], &["worker", "gateway"]] {
+        let refused = report_as(&house, &of_workers, replica(&house, roles)).await.expect_err("it is no worker alone");
+        assert_eq!(refused.kind(), Kind::Forbidden, "{roles:?}");
+    }
+    assert_eq!(health(&house).await.replicas, []);
+    report_as(&house, &of_workers, replica(&house, &["worker"])).await.expect("heard");
+    assert_eq!(health(&house).await.missing_roles, ["auth", "jobs", "admin", "gateway"]);
+}
+
+#[tokio::test]
+async fn as_many_processes_as_are_shown_fit_into_an_answer_however_much_they_say() {
+    let house = House::open().await;
+    let wordy = Replica { host: "x".repeat(8_000), ..replica(&house, &["worker"]) };
+    report(&house, wordy).await.expect("heard");
+    sqlx::query(
+        "insert into admin.replica (id, report, reported_at)
+         select gen_random_uuid(), report, reported_at from admin.replica cross join generate_series(2, 1000)",
+    )
+    .execute(house.pool())
+    .await
+    .expect("999 more that say as much");
+    let larger = Replica { host: "x".repeat(8_192), ..replica(&house, &["worker"]) };
+    assert_eq!(code(report(&house, larger).await), "admin.invalid_report");
+    let mut client = house.health().max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let shown = answer(client.get(someone("operator").request(GetHealthRequest {})).await).expect("an answer");
+    assert_eq!(shown.replicas.len(), 1000);
+}
+
 /// Stands in for `auth`: any key is good for reporting.
 struct Keys;
 
@@ -119,7 +155,7 @@ struct Keys;
 impl ServiceKeys for Keys {
     async fn exchange(&self, request: Request<ExchangeServiceKeyRequest>) -> Result<Response<ServiceToken>, Status> {
         assert_eq!(request.get_ref().key, "gld_test_key");
-        let access_token = token(uuid::Uuid::nil(), "service", "health:report").expose().clone();
+        let access_token = token(uuid::Uuid::nil(), "service", "health:report:any").expose().clone();
         Ok(Response::new(ServiceToken { access_token, expires_in: 300 }))
     }
 }

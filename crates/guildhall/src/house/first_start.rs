@@ -12,9 +12,9 @@ use crate::settings::Settings;
 
 const ADMINISTRATOR: &str = "administrator";
 /// The account of whatever a role asks for nobody but itself, and what its key is good for.
-const SERVICE: (&str, &[&str]) = ("service", &["revocations:watch", "events:replay", "health:report"]);
-/// The account of workers.
-const WORKER: (&str, &[&str]) = ("worker", &["workers:connect"]);
+const SERVICE: (&str, &[&str]) = ("service", &["revocations:watch", "events:replay", "health:report:any"]);
+/// The account of workers, who tell how they fare themselves.
+const WORKER: (&str, &[&str]) = ("worker", &["workers:connect", "health:report"]);
 
 /// Who can let everyone else in.
 #[derive(Debug)]

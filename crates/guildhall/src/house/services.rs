@@ -148,6 +148,17 @@ impl Services {
     pub(super) fn credential(&self) -> Result<Credential, Fail> {
         Ok(Credential::new(self.peer(Role::Auth)?, self.keys.service()?))
     }
+
+    /// What a process shows that tells how it fares.
+    ///
+    /// # Errors
+    /// As [`credential`](Self::credential).
+    pub(super) fn reporter(&self, roles: &Roles) -> Result<Credential, Fail> {
+        match roles.any(Role::shows_service_key) {
+            true => self.credential(),
+            false => Ok(Credential::new(self.peer(Role::Auth)?, self.keys.worker()?)),
+        }
+    }
 }
 
 impl Ground<'_> {

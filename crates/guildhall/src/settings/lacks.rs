@@ -61,7 +61,7 @@ impl Settings {
             ("amqp_url", roles.are_split(), process.amqp_url.is_some()),
             ("storage_url", roles.any(Role::needs_storage), process.storage_url.is_some()),
             ("public_url", roles.any(Role::needs_issuer), process.public_url.is_some()),
-            ("service_key", true, process.service_key.is_some()),
+            ("service_key", roles.any(Role::shows_service_key), process.service_key.is_some()),
             ("worker_key", has_worker_key, process.worker_key.is_some()),
         ];
         let missing = needs.into_iter().filter(|(_, is_needed, is_said)| *is_needed && !is_said);
@@ -114,10 +114,7 @@ mod tests {
             named(&lacks(&[Role::Gateway])),
             ["storage_url", "public_url", "service_key", "auth_url", "jobs_url", "admin_url"]
         );
-        assert_eq!(
-            named(&lacks(&[Role::Worker])),
-            ["storage_url", "service_key", "worker_key", "auth_url", "jobs_url", "admin_url"]
-        );
+        assert_eq!(named(&lacks(&[Role::Worker])), ["storage_url", "worker_key", "auth_url", "jobs_url", "admin_url"]);
         // All services in one process tell each other without a broker.
         assert!(!named(&lacks(&Role::ALL)).contains(&"amqp_url"));
     }

@@ -77,7 +77,9 @@ async fn roles_in_processes_of_their_own_do_a_job_lose_each_other_and_find_each_
     let services = place.start("services", SERVICES, &[("grpc_listen", "127.0.0.1:0")]).await;
     assert!(services.ready["http"].is_null(), "only a gateway has a public door: {}", services.ready);
     place.others_are_at(&services);
-    let worker = place.start("worker", &["serve", "worker"], &[("demo_tasks", "on")]).await;
+    // It is told no more than it needs.
+    let worker = [("demo_tasks", "on"), ("service_key", ""), ("database_url", "")];
+    let worker = place.start("worker", &["serve", "worker"], &worker).await;
     let gateway = place.start("gateway", &["serve", "gateway"], &[]).await;
     until("the worker", SOON, async || worker.is_ready().await.then_some(())).await;
     assert!(gateway.is_ready().await);
@@ -86,6 +88,11 @@ async fn roles_in_processes_of_their_own_do_a_job_lose_each_other_and_find_each_
 
     let admin = gateway.signed_in().await;
     does_a_job(&gateway, &admin).await;
+    until("the health of all", SOON, async || {
+        let (_, health) = gateway.get("admin/health", &admin).await;
+        (health["ok"] == true).then_some(())
+    })
+    .await;
 
     // Away, and back where they were.
     services.kill().await;
