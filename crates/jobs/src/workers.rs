@@ -3,6 +3,7 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
+use chrono::{DateTime, TimeDelta, Utc};
 use futures::future::{join_all, try_join_all};
 use kit::{Fail, Kind, clock, crash_point, grpc::Call};
 use proto::{
@@ -28,6 +29,9 @@ use crate::{
 const OUT_MAX: usize = 256;
 /// Reports that wait to be written; a worker that sends more waits itself.
 const REPORTS_MAX: usize = 64;
+/// How long one stream lasts. A token is looked at when a stream is opened and at no message after, so this is how long a
+/// key that was changed lives on in it. A worker opens the next one with a new token, and goes on.
+const LIVES_AT_MOST: TimeDelta = TimeDelta::hours(1);
 const SLOTS_MAX: u32 = 1_000;
 const TASKS_MAX: usize = 1_000;
 const QUEUES_MAX: usize = 1_000;
@@ -58,11 +62,12 @@ impl workers_server::Workers for Workers {
         let Some(FromWorker { message: Some(from_worker::Message::Hello(hello)) }) = from.message().await? else {
             return Err(Fail::malformed("workers.hello_first", "A worker says hello first.").into());
         };
+        let ends_at = self.0.clock.now() + LIVES_AT_MOST;
         let (out, answers) = mpsc::channel(OUT_MAX);
         let seat = Arc::new(greet(&self.0, hello, out).await?);
         let core = Arc::clone(&self.0);
         self.0.tasks.detach("jobs.worker", async move {
-            if let Err(fail) = serve(&core, &seat, from).await {
+            if let Err(fail) = serve(&core, &seat, from, ends_at).await {
                 warn!(worker.id = %seat.worker, error = %fail, "a worker's stream ended with an error");
                 seat.fail(fail).await;
             }
@@ -125,8 +130,13 @@ async fn greet(core: &Core, hello: Hello, out: mpsc::Sender<Result<ToWorker, Sta
     Ok(seat)
 }
 
-/// Hears a worker until it goes.
-async fn serve(core: &Arc<Core>, seat: &Arc<Seat>, mut from: Streaming<FromWorker>) -> Result<(), Fail> {
+/// Hears a worker until it goes, or its stream has lasted its time.
+async fn serve(
+    core: &Arc<Core>,
+    seat: &Arc<Seat>,
+    mut from: Streaming<FromWorker>,
+    ends_at: DateTime<Utc>,
+) -> Result<(), Fail> {
     core.engine.seat(seat);
     let (reports, waiting) = mpsc::channel(REPORTS_MAX);
     core.tasks.detach("jobs.reports", write_reports(Arc::clone(core), Arc::clone(seat), waiting));
@@ -151,6 +161,8 @@ async fn serve(core: &Arc<Core>, seat: &Arc<Seat>, mut from: Streaming<FromWorke
                 seat.credit(slots);
                 core.engine.wake();
             }
+            // A worker that sends none to get around it is given nothing once its lease is over.
+            from_worker::Message::Heartbeat(_) if core.clock.now() >= ends_at => return Err(over()),
             from_worker::Message::Heartbeat(heartbeat) => hear(core, seat, heartbeat).await?,
             from_worker::Message::Report(report) => {
                 if reports.send(report).await.is_err() {
@@ -159,6 +171,11 @@ async fn serve(core: &Arc<Core>, seat: &Arc<Seat>, mut from: Streaming<FromWorke
             }
         }
     }
+}
+
+/// What a worker takes for word that its token is of no use any longer.
+fn over() -> Fail {
+    Fail::unauthenticated("workers.stream_over", "The stream has lasted its time: open another, with a new token.")
 }
 
 /// Renews the lease, and compares what the worker holds with what the database says it holds.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use kit::Kind;
 use proto::{
     jobs::{JobSpec, JobState},
     worker::CreateAttemptFileRequest,
@@ -60,6 +61,29 @@ async fn heartbeats_keep_a_lease_however_long_the_attempt_runs() {
     }
     assert_eq!(user.state(&id).await, JobState::Running);
     assert!(worker.succeed(&assigned, "{}").await);
+}
+
+/// Its key may have been changed since, and whoever has the old one only is to lose what it opened.
+#[tokio::test]
+async fn a_stream_lives_an_hour_and_a_worker_that_may_open_another_goes_on() {
+    let house = House::new().await;
+    let user = house.user(&["operator"]);
+    let mut worker = house.worker(1).await;
+    for beat in 1..144 {
+        house.clock.advance(Duration::from_secs(25));
+        worker.heartbeat(Vec::new(), beat, 0).await;
+    }
+    let id = user.submit(spec("work", "{}")).await;
+    let assigned = worker.next_assigned().await;
+    house.clock.advance(Duration::from_secs(25));
+    let holding = vec![assigned.attempt.clone().unwrap()];
+    worker.beat(holding.clone(), 144, 1).await;
+    let ended = worker.broken().await;
+    assert_eq!((ended.kind(), ended.code()), (Kind::Unauthenticated, "workers.stream_over"));
+    let mut again = house.stranger_worker(&worker.id).await;
+    again.heartbeat(holding, 145, 0).await;
+    assert!(again.succeed(&assigned, "{}").await);
+    assert_eq!(user.attempts(&id).await, ["succeeded"]);
 }
 
 #[tokio::test]

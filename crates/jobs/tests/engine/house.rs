@@ -398,12 +398,17 @@ impl Worker {
     }
 
     pub(crate) async fn heartbeat(&mut self, holding: Vec<AttemptRef>, sequence: u64, assignments_read: u64) {
-        let heartbeat = Heartbeat { holding, draining: false, sequence, assignments_read };
-        self.send(from_worker::Message::Heartbeat(heartbeat)).await;
+        self.beat(holding, sequence, assignments_read).await;
         self.find(|message| {
             matches!(message, to_worker::Message::Renewed(renewed) if renewed.sequence == sequence).then_some(())
         })
         .await;
+    }
+
+    /// Sends a heartbeat and waits for nothing.
+    pub(crate) async fn beat(&self, holding: Vec<AttemptRef>, sequence: u64, assignments_read: u64) {
+        let heartbeat = Heartbeat { holding, draining: false, sequence, assignments_read };
+        self.send(from_worker::Message::Heartbeat(heartbeat)).await;
     }
 
     /// Tells outcomes and waits for their receipt: which were accepted.
