@@ -9,7 +9,7 @@ kit::settings! {
         pub audit_days: u32 = "365",
         /// Days that a parked event is kept after it was replayed, 1 to 365. One that was not is kept until it is.
         pub parked_days: u32 = "30",
-        /// Days that the acts of administrators on parked events stay in the outbox of `admin`, 1 to 365.
+        /// Days that an act on a parked event stays in the outbox of `admin` once word of it was sent, 1 to 365.
         pub admin_outbox_days: u32 = "7",
         /// Connections of `admin` to the database, 4 to 1000.
         pub admin_connections_max: u32 = "10",

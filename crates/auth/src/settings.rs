@@ -27,7 +27,7 @@ kit::settings! {
         pub admin_email: String = "admin@guildhall.localhost",
         /// The password of that administrator, under the rules for every password. Unset: made and printed once.
         pub admin_password: Option<Secret> = "",
-        /// Days that what happened to users and sessions stays in the outbox of `auth`, 1 to 365.
+        /// Days that word of what happened to users and sessions stays in the outbox of `auth` once it was sent, 1 to 365.
         pub auth_outbox_days: u32 = "7",
         /// Connections of `auth` to the database, 2 to 1000. Two more read which sessions have ended.
         pub auth_connections_max: u32 = "10",

@@ -18,7 +18,7 @@ kit::settings! {
         pub cancel_grace_s: f64 = "10",
         /// Days that a final job, its attempts, events and logs are kept. Counted from its submission.
         pub history_days: u32 = "30",
-        /// Days that a written event stays in the outbox.
+        /// Days that an event stays in the outbox once it was sent.
         pub outbox_days: u32 = "7",
         /// Largest single file, in bytes.
         pub file_bytes_max: Bytes = "2GiB",

@@ -96,8 +96,12 @@ pub async fn write(
     Ok(())
 }
 
-/// Removes up to `rows_max` published events older than `before`; the number removed. What is not published stays,
-/// however old it is.
+/// Removes events that were published before `before`; the number removed. It looks at the first `rows_max` rows and takes
+/// them from the first on, until one that is not published or was published later: that one stays with all behind it, so
+/// that what is kept is whole from some event on.
+///
+/// The age is that of the publishing: an event that waited a week for the broker is kept as long after that as any other,
+/// or a queue that is lost in its first hour would have lost it for good.
 ///
 /// # Errors
 /// As the database.
@@ -108,11 +112,18 @@ pub async fn prune(
     rows_max: i64,
 ) -> Result<u64, Fail> {
     let table = schema.name();
+    // Whether it is published is looked at again once the row is locked: it may have been asked for again meanwhile.
     let done = sqlx::query(AssertSqlSafe(format!(
         "delete from {table}.outbox
-         where seq in (
-           select seq from {table}.outbox where published_at is not null and at < $1 order by seq limit $2
-         )"
+         where published_at < $1
+           and seq in (
+             select seq
+             from (
+               select seq, bool_and(coalesce(published_at < $1, false)) over (order by seq) as is_over
+               from (select seq, published_at from {table}.outbox order by seq limit $2) as first
+             ) as row
+             where is_over
+           )"
     )))
     .bind(before)
     .bind(rows_max)

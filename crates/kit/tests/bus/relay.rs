@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use kit::{Fail, outbox, tasks::Tasks};
 
 use crate::{
@@ -66,20 +66,35 @@ async fn of_two_relays_one_publishes_and_the_other_takes_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_what_was_published_is_pruned() {
+async fn what_was_published_long_ago_is_pruned_up_to_the_first_that_was_not() {
     let house = House::without_relay(Over::InProcess).await;
-    house.tell(DONE, "a", 0..3).await;
-    sqlx::query("update tell.outbox set published_at = at where seq = 2").execute(&house.pool).await.unwrap();
-    let mut connection = house.pool.acquire().await.unwrap();
-    let now = house.clock.now();
-    let before = now + TimeDelta::seconds(1);
-    assert_eq!(outbox::prune(&mut connection, TELL, now - TimeDelta::days(1), 10).await.unwrap(), 0);
-    assert_eq!(outbox::prune(&mut connection, TELL, before, 10).await.unwrap(), 1);
-    let left: Vec<i64> =
-        sqlx::query_scalar("select seq from tell.outbox order by seq").fetch_all(&house.pool).await.unwrap();
-    assert_eq!(left, [1, 3]);
-    drop(connection);
+    house.tell(DONE, "a", 0..4).await;
+    sqlx::query("update tell.outbox set published_at = at where seq <> 3").execute(&house.pool).await.unwrap();
+    let before = house.clock.now() + TimeDelta::seconds(1);
+    assert_eq!(pruned(&house, before - TimeDelta::days(1), 10).await, 0);
+    assert_eq!(pruned(&house, before, 1).await, 1);
+    assert_eq!(pruned(&house, before, 10).await, 1);
+    assert_eq!(left(&house).await, [3, 4]);
     house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_waited_long_for_the_bus_is_kept_from_its_publishing_on() {
+    let house = House::without_relay(Over::InProcess).await;
+    house.tell(DONE, "a", 0..2).await;
+    let week_ago = "update tell.outbox set at = at - interval '8 days', published_at = at";
+    sqlx::query(week_ago).execute(&house.pool).await.unwrap();
+    assert_eq!(pruned(&house, house.clock.now() - TimeDelta::days(7), 10).await, 0);
+    assert_eq!(left(&house).await, [1, 2]);
+    house.close().await;
+}
+
+async fn pruned(house: &House, before: DateTime<Utc>, rows_max: i64) -> u64 {
+    outbox::prune(&mut *house.pool.acquire().await.unwrap(), TELL, before, rows_max).await.unwrap()
+}
+
+async fn left(house: &House) -> Vec<i64> {
+    sqlx::query_scalar("select seq from tell.outbox order by seq").fetch_all(&house.pool).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
