@@ -11,7 +11,8 @@
 //!   name text primary key, types text[] not null, losses bigint not null, caught_up bigint not null
 //! );
 //! create table inbox_source (
-//!   consumer text not null, source text not null, generation bigint not null, primary key (consumer, source)
+//!   consumer text not null, source text not null, generation bigint not null, kept_from timestamptz not null,
+//!   primary key (consumer, source)
 //! );
 //! ```
 //!
@@ -23,7 +24,8 @@
 //! writes that it has caught up; a crash in between leaves the debt. A consumer that is new, or wants more types than
 //! before, is in the same debt. So that order holds: a producer counts how often it was asked (its generation) and every
 //! message says in which generation it was read from the outbox. What is older than the generation that answered us was
-//! sent before the repeat began, comes again within it, and is let go here.
+//! sent before the repeat began, comes again within it, and is let go here; but for what had lain in the queue until its
+//! producer no longer kept it (`kept_from`), which is handled as it comes.
 
 mod catch_up;
 mod store;
@@ -31,7 +33,7 @@ mod store;
 use std::{collections::HashMap, fmt, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use futures::{FutureExt as _, future::BoxFuture};
 use parking_lot::RwLock;
 use sqlx::{PgConnection, PgPool};
@@ -80,8 +82,17 @@ pub struct Setup {
 pub struct Inbox {
     setup: Setup,
     handle: Handle,
-    /// For each source, the generation from which on its messages are taken.
-    floors: RwLock<HashMap<String, i64>>,
+    /// For each source, what of it is let go.
+    floors: RwLock<HashMap<String, Floor>>,
+}
+
+/// From where on a source is heard, since it began to send again.
+#[derive(Debug, Clone, Copy)]
+struct Floor {
+    /// What was read in an earlier generation comes again,
+    generation: i64,
+    /// if it happened at this time or later.
+    kept_from: DateTime<Utc>,
 }
 
 /// What became of an event.
@@ -187,8 +198,10 @@ impl Inbox {
     /// Whether the event was sent before its producer began to send again, for us: then it comes once more, behind those
     /// that must come first. What says no generation was handed to us alone.
     fn comes_again(&self, event: &Event, generation: Option<i64>) -> bool {
-        let floor = self.floors.read().get(&event.source).copied().unwrap_or(0);
-        generation.is_some_and(|generation| generation < floor)
+        let Some((generation, floor)) = generation.zip(self.floors.read().get(&event.source).copied()) else {
+            return false;
+        };
+        generation < floor.generation && event.at >= floor.kept_from
     }
 }
 

@@ -2,15 +2,16 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
+use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
 use proto::events::{ReplayRequest, ReplayResponse, outbox_client::OutboxClient};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{Inbox, KEPT, KEPT_MARGIN, WAIT_FIRST, WAIT_MAX, store};
+use super::{Floor, Inbox, KEPT, KEPT_MARGIN, WAIT_FIRST, WAIT_MAX, store};
 use crate::{
     Fail, Kind,
-    clock::to_timestamp,
+    clock::{from_timestamp, to_timestamp},
     grpc::{Credential, Peer},
 };
 
@@ -71,7 +72,10 @@ impl Inbox {
         if let Some(losses) = store::owed(&self.setup).await? {
             for producer in &self.setup.producers {
                 let Some(answer) = self.ask(producer, stopping).await else { return Ok(false) };
-                store::raise_floor(&self.setup, &producer.source, answer.generation).await?;
+                // One that keeps nothing sends nothing again.
+                let kept_from = answer.kept_from.as_ref().and_then(from_timestamp).unwrap_or(DateTime::<Utc>::MAX_UTC);
+                let floor = Floor { generation: answer.generation, kept_from };
+                store::raise_floor(&self.setup, &producer.source, floor).await?;
                 info!(
                     consumer = self.setup.consumer.name,
                     source = producer.source,

@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Inbox, KEPT, Setup};
+use super::{Floor, Inbox, KEPT, Setup};
 use crate::Fail;
 
 const PRUNE_EVERY: Duration = Duration::from_secs(600);
@@ -72,32 +72,34 @@ pub(super) async fn settle(setup: &Setup, losses: i64) -> Result<(), Fail> {
     Ok(())
 }
 
-/// From now on, what `source` had read before `generation` is let go.
-pub(super) async fn raise_floor(setup: &Setup, source: &str, generation: i64) -> Result<(), Fail> {
+/// From now on, what `source` had read before this floor's generation, and keeps still, is let go.
+pub(super) async fn raise_floor(setup: &Setup, source: &str, floor: Floor) -> Result<(), Fail> {
     let table = setup.schema.name();
     sqlx::query(AssertSqlSafe(format!(
-        "insert into {table}.inbox_source as known (consumer, source, generation)
-         values ($1, $2, $3)
+        "insert into {table}.inbox_source as known (consumer, source, generation, kept_from)
+         values ($1, $2, $3, $4)
          on conflict (consumer, source) do update
-         set generation = greatest(known.generation, excluded.generation)"
+         set generation = excluded.generation, kept_from = excluded.kept_from
+         where known.generation < excluded.generation"
     )))
     .bind(setup.consumer.name)
     .bind(source)
-    .bind(generation)
+    .bind(floor.generation)
+    .bind(floor.kept_from)
     .execute(&setup.pool)
     .await?;
     Ok(())
 }
 
-pub(super) async fn floors(setup: &Setup) -> Result<HashMap<String, i64>, Fail> {
+pub(super) async fn floors(setup: &Setup) -> Result<HashMap<String, Floor>, Fail> {
     let table = setup.schema.name();
-    let rows: Vec<(String, i64)> = sqlx::query_as(AssertSqlSafe(format!(
-        "select source, generation from {table}.inbox_source where consumer = $1"
+    let rows: Vec<(String, i64, DateTime<Utc>)> = sqlx::query_as(AssertSqlSafe(format!(
+        "select source, generation, kept_from from {table}.inbox_source where consumer = $1"
     )))
     .bind(setup.consumer.name)
     .fetch_all(&setup.pool)
     .await?;
-    Ok(rows.into_iter().collect())
+    Ok(rows.into_iter().map(|(source, generation, kept_from)| (source, Floor { generation, kept_from })).collect())
 }
 
 /// Forgets old ids, again and again, until the process stops.

@@ -7,7 +7,11 @@ use sqlx::{AssertSqlSafe, PgPool};
 use tonic::{Request, Response, Status};
 
 use super::bell;
-use crate::{Fail, bus, clock::from_timestamp, db::Schema};
+use crate::{
+    Fail, bus,
+    clock::{from_timestamp, to_timestamp},
+    db::Schema,
+};
 
 /// `guildhall.events.v1.Outbox` for one schema. Every service that tells events mounts it beside its own.
 #[derive(Debug, Clone)]
@@ -37,20 +41,27 @@ impl Service {
         )))
         .fetch_one(&mut *transaction)
         .await?;
+        let asked_for = "'.' || type ~ any ($1) and at >= coalesce($2, '-infinity'::timestamptz)";
         let done = sqlx::query(AssertSqlSafe(format!(
-            "update {table}.outbox
-             set published_at = null
-             where published_at is not null
-               and '.' || type ~ any ($1)
-               and at >= coalesce($2, '-infinity'::timestamptz)"
+            "update {table}.outbox set published_at = null where published_at is not null and {asked_for}"
         )))
-        .bind(patterns)
+        .bind(&patterns)
         .bind(since)
         .execute(&mut *transaction)
         .await?;
+        // The first row, and not the least time, for which every row would have to be read: the outbox is pruned from its
+        // first row on.
+        let kept_from: Option<DateTime<Utc>> = sqlx::query_scalar(AssertSqlSafe(format!(
+            "select at from {table}.outbox where {asked_for} order by seq limit 1"
+        )))
+        .bind(&patterns)
+        .bind(since)
+        .fetch_optional(&mut *transaction)
+        .await?;
         transaction.commit().await?;
         bell(self.schema).notify_one();
-        Ok(ReplayResponse { events: done.rows_affected(), generation })
+        let events = done.rows_affected();
+        Ok(ReplayResponse { events, generation, kept_from: kept_from.map(to_timestamp) })
     }
 }
 

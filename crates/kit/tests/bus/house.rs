@@ -48,7 +48,8 @@ const TABLES: &str = "
       name text primary key, types text[] not null, losses bigint not null, caught_up bigint not null
     );
     create table hear.inbox_source (
-      consumer text not null, source text not null, generation bigint not null, primary key (consumer, source)
+      consumer text not null, source text not null, generation bigint not null, kept_from timestamptz not null,
+      primary key (consumer, source)
     );
     create table hear.effect (seq bigserial, consumer text not null, subject text not null, n bigint not null);";
 

@@ -10,7 +10,11 @@ use std::{
 };
 
 use futures::StreamExt as _;
-use kit::{bus::State, outbox, tasks::Tasks};
+use kit::{
+    bus::{Consumer, State},
+    outbox,
+    tasks::Tasks,
+};
 use lapin::{
     Channel, Connection, ConnectionProperties,
     options::{
@@ -206,6 +210,27 @@ async fn what_is_owed_after_a_loss_survives_the_consumer() {
     house.tell(DONE, "a", 10..20).await;
     house.until_heard(THINGS, 20).await;
     assert_in_order(&house.heard(THINGS).await, 1, 20);
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_in_a_queue_for_longer_than_its_producer_keeps_it_is_handled() {
+    /// The same consumer in its next version: what it wants more of has it ask for a repeat.
+    const MORE_THINGS: Consumer = Consumer { name: THINGS.name, types: &["tell.thing.*", "tell.other.*"] };
+    let _calm = broker::calm().await;
+    let house = House::new(Over::RabbitMq).await;
+    let life = Tasks::new();
+    house.hear_on(THINGS, &house.bus, &life, |_, _| Ok(()));
+    house.tell(DONE, "a", 0..1).await;
+    house.until_heard(THINGS, 1).await;
+    assert!(life.join(Duration::from_secs(10)).await);
+    house.tell(DONE, "a", 1..6).await;
+    house.until_published().await;
+    let pruned = "delete from tell.outbox where seq <= 4";
+    sqlx::query(pruned).execute(&house.pool).await.unwrap();
+    house.hear(MORE_THINGS);
+    house.until_heard(THINGS, 6).await;
+    assert_in_order(&house.heard(THINGS).await, 1, 6);
     house.close().await;
 }
 
