@@ -34,9 +34,13 @@ const LOOK_MAX: Duration = Duration::from_millis(250);
 /// Between tries to lead. Not a lock that is waited for: a waiting statement is a snapshot, which keeps Postgres from
 /// clearing away dead rows everywhere.
 const LEAD_AGAIN: Duration = Duration::from_secs(1);
-/// How often a leader whose publishing takes long asks whether it still is one, and how long the answer may take.
+/// How often a leader whose publishing takes long asks whether it still is one.
 const STILL_LEADS_EVERY: Duration = Duration::from_secs(1);
-const STILL_LEADS_WITHIN: Duration = Duration::from_secs(5);
+/// How long Postgres may take for what costs it milliseconds. A connection whose other end has vanished answers never, and
+/// says so after many minutes at best: by then another may lead, and this one would be missing for as long.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// How long it may take to mark: that waits for whoever asks to send again and has begun to.
+const MARK_WITHIN: Duration = Duration::from_secs(90);
 /// Between tries to publish, while the bus is away. Publishing itself waits for the bus, too.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(1);
@@ -82,10 +86,10 @@ impl Relay {
     async fn run(self) -> Result<(), Fail> {
         let mut connection = self.pool.acquire().await?.detach();
         loop {
-            let leads: bool = sqlx::query_scalar("select pg_try_advisory_lock(hashtextextended($1, 0))")
+            let lead = sqlx::query_scalar("select pg_try_advisory_lock(hashtextextended($1, 0))")
                 .bind(format!("guildhall.outbox.{}", self.schema.name()))
-                .fetch_one(&mut connection)
-                .await?;
+                .fetch_one(&mut connection);
+            let leads: bool = within(ANSWER_WITHIN, lead).await?;
             if leads {
                 info!(service = self.schema.name(), "this process publishes the service's events");
                 return Box::pin(Leader::new(&self, connection).lead()).await;
@@ -100,7 +104,8 @@ impl Relay {
     async fn measure(self) -> Result<(), Fail> {
         let gauge = metrics::gauge!("guildhall_outbox_lag_seconds", "service" => self.schema.name());
         loop {
-            gauge.set(lag(&self.pool, self.schema, self.clock.now()).await?.seconds);
+            let lag = lag(&self.pool, self.schema, self.clock.now());
+            gauge.set(within(ANSWER_WITHIN, lag).await?.seconds);
             tokio::select! {
                 () = self.stopping.cancelled() => return Ok(()),
                 () = tokio::time::sleep(MEASURE_EVERY) => {}
@@ -221,9 +226,7 @@ impl Rows<'_> {
                 () = tokio::time::sleep(STILL_LEADS_EVERY) => {}
             }
             // The lock lives as long as the connection.
-            let alive = sqlx::query("select").execute(&mut self.connection);
-            let answer = tokio::time::timeout(STILL_LEADS_WITHIN, alive).await;
-            answer.map_err(|_| Fail::unavailable("database_unavailable", "The database does not answer."))??;
+            within(ANSWER_WITHIN, sqlx::query("select").execute(&mut self.connection)).await?;
         }
     }
 
@@ -234,7 +237,7 @@ impl Rows<'_> {
             self.look.floor = self.look.floor_next;
         }
         let table = self.relay.schema.name();
-        let found = sqlx::query(AssertSqlSafe(format!(
+        let read = sqlx::query(AssertSqlSafe(format!(
             "select replay.generation, seq, id, type, subject, data, traceparent, at
              from {table}.outbox
              cross join {table}.outbox_replay as replay
@@ -248,8 +251,8 @@ impl Rows<'_> {
         .bind(if is_whole { 0 } else { self.look.floor })
         .bind(in_hand)
         .bind(GROUP_ROWS_MAX)
-        .fetch_all(&mut self.connection)
-        .await?;
+        .fetch_all(&mut self.connection);
+        let found = within(ANSWER_WITHIN, read).await?;
         let mut group = Group::default();
         for row in found {
             let mut event = Event {
@@ -292,7 +295,7 @@ impl Rows<'_> {
         let table = self.relay.schema.name();
         // Who asks to send again takes the same row, for itself: either it sees these marks and takes them back, or they
         // are not made.
-        let done = sqlx::query(AssertSqlSafe(format!(
+        let mark = sqlx::query(AssertSqlSafe(format!(
             "with same as (select generation from {table}.outbox_replay where generation = $2 for share)
              update {table}.outbox
              set published_at = $3
@@ -301,12 +304,21 @@ impl Rows<'_> {
         .bind(seqs)
         .bind(generation)
         .bind(self.relay.clock.now())
-        .execute(&mut self.connection)
-        .await?;
+        .execute(&mut self.connection);
+        let done = within(MARK_WITHIN, mark).await?;
         let is_marked = done.rows_affected() > 0;
         if is_marked {
             self.look.marked = seqs.iter().copied().fold(self.look.marked, i64::max);
         }
         Ok(is_marked)
     }
+}
+
+/// What Postgres answers within `time`. A connection that was not waited for is good for nothing any more.
+async fn within<T, E>(time: Duration, answer: impl Future<Output = Result<T, E>>) -> Result<T, Fail>
+where
+    Fail: From<E>,
+{
+    let answer = tokio::time::timeout(time, answer).await;
+    Ok(answer.map_err(|_| Fail::unavailable("database_unavailable", "The database does not answer."))??)
 }

@@ -60,6 +60,8 @@ pub(crate) enum Over {
 }
 
 pub(crate) struct House {
+    /// Of the database.
+    pub(crate) url: String,
     pub(crate) pool: PgPool,
     pub(crate) clock: Clock,
     pub(crate) tasks: Tasks,
@@ -94,7 +96,7 @@ impl House {
             },
             &tasks,
         );
-        Self { pool, clock: Clock::system(), tasks, bus, vhost, parked }
+        Self { url: database.url().to_owned(), pool, clock: Clock::system(), tasks, bus, vhost, parked }
     }
 
     /// Writes the events `numbers` about `subject`, each in a transaction of its own.

@@ -6,5 +6,6 @@
 mod broker;
 mod conformance;
 mod house;
+mod line;
 mod outages;
 mod relay;

@@ -10,10 +10,12 @@ use std::{
 
 use chrono::{DateTime, TimeDelta, Utc};
 use kit::{Fail, outbox, tasks::Tasks};
+use sqlx::postgres::PgPoolOptions;
 
 use crate::{
     broker,
     house::{DONE, EVERYTHING, House, OTHER, Over, TELL, THINGS, assert_in_order, event, patiently},
+    line::Line,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -62,6 +64,23 @@ async fn of_two_relays_one_publishes_and_the_other_takes_over() {
     house.until_published().await;
     house.until(LEADERS).await;
     assert_in_order(&house.heard(THINGS).await, 1, 200);
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_whose_connection_is_dead_and_not_closed_leaves_it() {
+    let house = House::without_relay(Over::InProcess).await;
+    house.hear(THINGS);
+    let line = Line::to(&house.url).await;
+    let pool = PgPoolOptions::new().max_connections(2).connect(line.url()).await.unwrap();
+    outbox::start_relay(&pool, TELL, &house.bus, &house.clock, &house.tasks);
+    house.tell(DONE, "a", 0..1).await;
+    house.until_heard(THINGS, 1).await;
+    house.until_published().await;
+    line.cut();
+    house.tell(DONE, "a", 1..3).await;
+    house.until_heard(THINGS, 3).await;
+    assert_in_order(&house.heard(THINGS).await, 1, 3);
     house.close().await;
 }
 
