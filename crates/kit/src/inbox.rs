@@ -56,6 +56,9 @@ const KEPT: TimeDelta = TimeDelta::days(30);
 /// What makes up for clocks that differ.
 const KEPT_MARGIN: TimeDelta = TimeDelta::days(1);
 
+/// How long one try may take. An effect is a transaction of milliseconds; one that is still not there waits for a lock that
+/// somebody forgot, or for a Postgres that has vanished without closing anything, and holds up everything behind it.
+const TRY_WITHIN: Duration = Duration::from_secs(30);
 const WAIT_FIRST: Duration = Duration::from_millis(100);
 const WAIT_MAX: Duration = Duration::from_secs(10);
 /// A fault of our own may be one that passes (a table that another release brings) or a bug. After so many tries, some
@@ -168,7 +171,9 @@ impl Inbox {
         }
         let span = span::process(&event.kind, event.id, self.setup.consumer.name, event.traceparent.as_deref());
         let ids = Ids { trace: span.trace_id().as_deref(), ..Ids::default() }.span();
-        let taken = span.within(self.carry_out(&event).instrument(ids)).await;
+        let one_try = tokio::time::timeout(TRY_WITHIN, self.carry_out(&event));
+        let too_long = |_| Err(Refused::Later(Fail::unavailable("event.slow", "The event's effect takes too long.")));
+        let taken = span.within(one_try.instrument(ids)).await.unwrap_or_else(too_long);
         if taken.is_err() {
             span.fail("refused");
         }

@@ -1,7 +1,13 @@
 //! Two services in one database: `tell`, which writes events, and `hear`, which keeps what it heard in the order in which
 //! it heard it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
 use futures::future::BoxFuture;
 use kit::{
@@ -157,6 +163,22 @@ impl House {
         let judge: Arc<Judge> = Arc::new(judge);
         Inbox::start(setup, bus, tasks, move |event, transaction| {
             keep(consumer.name, Arc::clone(&judge), event, transaction)
+        });
+    }
+
+    /// As [`hear`](Self::hear); each effect is held up by what `hindrance` makes of how many were begun with it.
+    pub(crate) fn hear_while<F>(&self, consumer: Consumer, hindrance: impl Fn(u32) -> F + Send + Sync + 'static)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let (begun, pool) = (AtomicU32::new(0), self.pool.clone());
+        let setup = Setup { consumer, schema: HEAR, pool, clock: self.clock.clone(), producers: Vec::new() };
+        Inbox::start(setup, &self.bus, &self.tasks, move |event, transaction| {
+            let hindrance = hindrance(begun.fetch_add(1, Ordering::SeqCst) + 1);
+            Box::pin(async move {
+                hindrance.await;
+                keep(consumer.name, Arc::new(|_: &str, _| Ok(())), event, transaction).await
+            })
         });
     }
 

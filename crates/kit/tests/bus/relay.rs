@@ -85,6 +85,20 @@ async fn a_relay_whose_connection_is_dead_and_not_closed_leaves_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_event_whose_effect_hangs_is_tried_again() {
+    let house = House::new(Over::InProcess).await;
+    house.hear_while(THINGS, |tries| async move {
+        if tries == 1 {
+            std::future::pending::<()>().await;
+        }
+    });
+    house.tell(DONE, "a", 0..2).await;
+    house.until_heard(THINGS, 2).await;
+    assert_in_order(&house.heard(THINGS).await, 1, 2);
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_was_published_long_ago_is_pruned_up_to_the_first_that_was_not() {
     let house = House::without_relay(Over::InProcess).await;
     house.tell(DONE, "a", 0..4).await;
