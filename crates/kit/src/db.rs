@@ -43,6 +43,10 @@ impl Schema {
 const NOTICE_THE_VANISHED: &str = "set tcp_keepalives_idle = '5s'; set tcp_keepalives_interval = '3s'; \
                                    set tcp_keepalives_count = 3; set tcp_user_timeout = '15s'";
 
+/// How long Postgres may take to say that a connection which is given back is good. The pool itself would wait for ever: a
+/// call that gave up on a server which vanished would take its connection with it, and soon there would be none left.
+const GOOD_WITHIN: Duration = Duration::from_secs(3);
+
 /// A pool whose connections act as the service's own role.
 ///
 /// # Errors
@@ -56,6 +60,12 @@ pub async fn connect(url: &str, schema: Schema, connections_max: u32) -> Result<
         .after_connect(move |connection, _| {
             let take_role = take_role.clone();
             Box::pin(async move { connection.execute(AssertSqlSafe(take_role)).await.map(|_| ()) })
+        })
+        .after_release(|connection, _| {
+            Box::pin(async move {
+                let silent = |_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into());
+                tokio::time::timeout(GOOD_WITHIN, connection.ping()).await.unwrap_or_else(silent).map(|()| true)
+            })
         })
         .connect_with(options)
         .await?;
