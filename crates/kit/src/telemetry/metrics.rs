@@ -95,7 +95,11 @@ pub const METRICS: &[Metric] = &[
         "Connections of a role's pool to Postgres, `idle` or `used`.",
     ),
     counter("guildhall_events_published_total", &["type"], "Events that the bus has confirmed."),
-    counter("guildhall_events_unroutable_total", &["type"], "Events that no queue wanted; nobody is owed them."),
+    counter(
+        "guildhall_events_unroutable_total",
+        &["type"],
+        "Events sent while the queue of a consumer that wants them was missing; it asks for them once it has made it.",
+    ),
     gauge("guildhall_outbox_lag_seconds", &["service"], "Age of the oldest event that is not published."),
     gauge("guildhall_events_parked", &[], "Events parked and not replayed."),
     gauge(
