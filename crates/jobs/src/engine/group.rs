@@ -2,12 +2,18 @@
 //! each caller is answered once it is durable. While one group commits the next gathers, so a lone caller does not wait
 //! and a crowd shares a commit.
 
+use std::time::Duration;
+
 use futures::future::BoxFuture;
 use kit::{Fail, Kind, tasks::Tasks};
 use tokio::sync::{mpsc, oneshot};
 
 /// Pieces that may wait for the next group before callers are turned away.
 const WAITING_MAX: usize = 10_000;
+
+/// How long one transaction may take before its callers are told to try again. It is one of milliseconds; a Postgres that
+/// has vanished without closing anything never answers, and all that is handed in afterwards would wait behind it.
+const WRITE_WITHIN: Duration = Duration::from_secs(30);
 
 type Piece<T, R> = (T, oneshot::Sender<Result<R, Fail>>);
 
@@ -46,7 +52,7 @@ where
         let (answer, answered) = oneshot::channel();
         self.0.try_send((piece, answer)).map_err(|_| {
             Fail::unavailable("jobs.busy", "Too much is waiting to be written. Try again shortly.")
-                .retry_after(std::time::Duration::from_secs(1))
+                .retry_after(Duration::from_secs(1))
         })?;
         answered.await.map_err(|_| Fail::unavailable("jobs.stopping", "The service is stopping."))?
     }
@@ -59,6 +65,10 @@ where
     R: Send + 'static,
     W: Fn(Vec<T>) -> BoxFuture<'static, Result<Vec<R>, Fail>> + Send + Sync + 'static,
 {
+    let write = async |pieces| {
+        let written = tokio::time::timeout(WRITE_WITHIN, write(pieces)).await;
+        written.unwrap_or_else(|_| Err(not_now()))
+    };
     let mut gathered = Vec::new();
     while receiver.recv_many(&mut gathered, pieces_max).await > 0 {
         let (pieces, answers): (Vec<T>, Vec<_>) = gathered.drain(..).unzip();
@@ -94,5 +104,27 @@ where
 
 fn not_now() -> Fail {
     Fail::unavailable("database_unavailable", "The database is away for the moment.")
-        .retry_after(std::time::Duration::from_secs(1))
+        .retry_after(Duration::from_secs(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_transaction_that_is_never_answered_holds_up_nobody_for_ever() {
+        let tasks = Tasks::new();
+        let has_vanished = AtomicBool::new(true);
+        let group = Group::start(&tasks, "test", 10, move |pieces: Vec<u32>| {
+            let is_answered = !has_vanished.swap(false, Ordering::SeqCst);
+            Box::pin(async move { if is_answered { Ok(pieces) } else { std::future::pending().await } })
+        });
+        let both = async { tokio::join!(group.write(1), group.write(2)) };
+        let (first, second) = tokio::time::timeout(2 * WRITE_WITHIN, both).await.expect("each has an answer");
+        assert_eq!(first.expect_err("it was given up").kind(), Kind::Unavailable);
+        assert_eq!(second.expect_err("it was in the same group").kind(), Kind::Unavailable);
+        assert_eq!(group.write(3).await.expect("an answer"), 3);
+    }
 }
