@@ -7,6 +7,7 @@ mod formats;
 mod glb;
 mod photographs;
 mod pictures;
+mod reading;
 mod refusals;
 mod shape;
 mod validator;

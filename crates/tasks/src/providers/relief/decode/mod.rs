@@ -8,16 +8,18 @@ mod gif;
 mod jpeg;
 mod jpeg_markers;
 mod png;
+mod source;
 mod webp;
 
 use std::fs::File;
-use std::io::{BufReader, ErrorKind, Read as _, Seek as _};
+use std::io::{ErrorKind, Read as _, Seek as _};
 use std::path::Path;
 
 use image::metadata::Orientation;
 
 use super::Fault;
 use super::picture::{Picture, Shrink};
+use source::Source;
 
 /// Most pixels of a picture.
 const PIXELS_MAX: u64 = 100_000_000;
@@ -29,13 +31,11 @@ const WHOLE_BYTES_MAX: u64 = 256 << 20;
 /// leave beside the program itself, the working picture and some slack.
 const WORKING_BYTES_MAX: u64 = 300 << 20;
 
-type Source = BufReader<File>;
-
 /// Decodes the picture at `path`; `report` is told the share done, 0 to 1, as it grows.
 pub(super) fn decode(path: &Path, report: &mut dyn FnMut(f32)) -> Result<Picture, Fault> {
     let file = File::open(path)?;
     let file_bytes = file.metadata()?.len();
-    let mut source = BufReader::with_capacity(256 << 10, file);
+    let mut source = Source::new(file);
     let mut start = Vec::new();
     source.by_ref().take(64).read_to_end(&mut start)?;
     source.rewind()?;
