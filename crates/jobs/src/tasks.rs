@@ -2,6 +2,7 @@
 //! so that its jobs may be submitted and wait. This file never runs one.
 
 mod catalogue;
+mod shelf;
 
 use std::sync::Arc;
 
@@ -44,46 +45,25 @@ impl tasks_server::Tasks for Tasks {
     }
 }
 
-/// By name. Which tasks a caller may run is written as patterns in the role table, so the rows are read page by page
-/// and narrowed here until a page is full.
+/// By name, from memory: those that the caller may run, which is written as patterns in the role table.
 async fn list(core: &Core, caller: &Caller, asked: &ListTasksRequest) -> Result<ListTasksResponse, Fail> {
     const LIST: &str = "tasks";
     let rows_max = page_rows(asked.limit);
-    let mut after: String = core.cursors.place(LIST, &asked.cursor)?.unwrap_or_default();
+    let after: String = core.cursors.place(LIST, &asked.cursor)?.unwrap_or_default();
     let now = core.clock.now();
-    let mut items: Vec<Task> = Vec::new();
-    loop {
-        let rows = sqlx::query!(
-            r#"select name, queue, schema_json, description,
-                 (select count(*) from jobs.worker where task.name = any(tasks) and expires_at > $2 and not is_draining)
-                   as "workers!"
-               from jobs.task
-               where name > $1
-               order by name
-               limit $3"#,
-            after,
-            now,
-            rows_max + 1,
-        )
-        .fetch_all(&core.pool)
-        .await?;
-        let is_last = rows.len() as i64 <= rows_max;
-        for row in rows {
-            after.clone_from(&row.name);
-            if caller.may_run_task(&row.name) {
-                items.push(Task {
-                    name: row.name,
-                    queue: row.queue,
-                    schema_json: row.schema_json,
-                    description: row.description,
-                    workers: u32::try_from(row.workers).unwrap_or(u32::MAX),
-                });
-            }
-        }
-        if is_last || items.len() as i64 > rows_max {
-            break;
-        }
-    }
+    let tasks = core.catalogue.listed(&core.pool).await?;
+    let mut items: Vec<Task> = tasks[tasks.partition_point(|task| task.name <= after)..]
+        .iter()
+        .filter(|task| caller.may_run_task(&task.name))
+        .take(usize::try_from(rows_max + 1).unwrap_or_default())
+        .map(|task| Task {
+            name: task.name.clone(),
+            queue: task.queue.clone(),
+            schema_json: task.schema_json.clone(),
+            description: task.description.clone(),
+            workers: task.workers(now),
+        })
+        .collect();
     let next_cursor = core.cursors.close_page(LIST, &mut items, rows_max, |task| task.name.clone());
     Ok(ListTasksResponse { items, next_cursor })
 }

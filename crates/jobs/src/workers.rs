@@ -119,6 +119,7 @@ async fn greet(core: &Core, hello: Hello, out: mpsc::Sender<Result<ToWorker, Sta
     .execute(&mut *transaction)
     .await?;
     transaction.commit().await?;
+    core.catalogue.workers_changed();
     info!(worker.id = %worker, worker.profile = hello.profile, worker.slots = hello.slots, tasks = tasks.len(), "a worker is here");
     let seat = Seat::new(worker, hello.queues, tasks, out);
     let welcome = Welcome {
@@ -195,6 +196,9 @@ async fn hear(core: &Core, seat: &Seat, heartbeat: Heartbeat) -> Result<(), Fail
     )
     .execute(&core.pool)
     .await?;
+    if heartbeat.draining {
+        core.catalogue.workers_changed();
+    }
     if renewed.rows_affected() == 0 {
         return Err(Fail::conflict("workers.lease_over", "The worker's lease was over; it has to say hello again."));
     }

@@ -1,5 +1,6 @@
 //! The schemas of known tasks, compiled once and kept, arguments checked against them, and the queues there are. What a
-//! worker offers for the first time is known at once, a change of what it offered before within a second.
+//! worker offers for the first time is known at once, a change of what it offered before within a second. Lists are made
+//! from memory, of what the shelf keeps for a second.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -14,6 +15,8 @@ use parking_lot::RwLock;
 use serde_json::Value;
 use sqlx::PgPool;
 use tokio::time::Instant;
+
+use super::shelf::{self, Shelf, Shown};
 
 /// How long a schema is used before its row is read again.
 const FRESH_FOR: Duration = Duration::from_secs(1);
@@ -40,6 +43,7 @@ pub(crate) struct Catalogue {
     tasks: RwLock<HashMap<String, Arc<Known>>>,
     /// A queue is never removed, so one that was seen once is there.
     queues: RwLock<HashSet<String>>,
+    listed: Shelf<Vec<Shown>>,
 }
 
 struct Known {
@@ -93,6 +97,19 @@ impl Catalogue {
             self.queues.write().insert(name.to_owned());
         }
         Ok(is_there)
+    }
+
+    /// All tasks by name, with who offers them: as they were less than a second ago, and after what this replica was told.
+    ///
+    /// # Errors
+    /// As the database.
+    pub(super) async fn listed(&self, pool: &PgPool) -> Result<Arc<Vec<Shown>>, Fail> {
+        self.listed.get(async || shelf::read(pool).await).await
+    }
+
+    /// A worker of this replica has said what it offers, or that it leaves: the next list shows it.
+    pub(crate) fn workers_changed(&self) {
+        self.listed.forget();
     }
 
     async fn find(&self, pool: &PgPool, task: &str) -> Result<Option<Arc<Known>>, Fail> {

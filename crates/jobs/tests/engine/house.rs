@@ -17,7 +17,8 @@ use kit::{
 use proto::{
     jobs::{
         Batch, CreateBatchRequest, GetBatchRequest, GetJobRequest, Job, JobSpec, JobState, ListAttemptsRequest,
-        SubmitJobsRequest, SubmitJobsResponse, WatchRequest, batches_client::BatchesClient, jobs_client::JobsClient,
+        ListTasksRequest, SubmitJobsRequest, SubmitJobsResponse, WatchRequest, batches_client::BatchesClient,
+        jobs_client::JobsClient, tasks_client::TasksClient,
     },
     worker::{
         Assignment, AttemptRef, Cancelled, Credit, Failed, FromWorker, Heartbeat, Hello, Interrupted, OfferedTask,
@@ -209,6 +210,13 @@ impl User {
     }
     pub(crate) fn batches(&self) -> BatchesClient<Peer> {
         BatchesClient::new(self.peer.clone())
+    }
+
+    /// The tasks that it is shown, with how many workers offer each.
+    pub(crate) async fn tasks(&self) -> Vec<(String, u32)> {
+        let request = self.call.request(ListTasksRequest::default());
+        let page = TasksClient::new(self.peer.clone()).list(request).await.unwrap().into_inner();
+        page.items.into_iter().map(|task| (task.name, task.workers)).collect()
     }
 
     /// Submits under roles that may run anything; most tests are not about roles.
