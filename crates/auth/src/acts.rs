@@ -62,7 +62,24 @@ pub(crate) static SET_ROLES: Action = Action {
     when: "A user's roles were changed; where one was taken, its sessions ended. Refused: one's own roles, the last \
            administrator's.",
 };
+pub(crate) static UPDATE: Action = Action {
+    name: "user.update",
+    target: "user",
+    fields: &["changed"],
+    when: "What a user says of itself was changed, by itself or by an administrator. What it said is not told.",
+};
 
 /// All of them.
-pub static ACTS: [&Action; 10] =
-    [&REGISTER, &LOGIN, &LOGOUT, &LOGOUT_ALL, &REFRESH, &REVOKE_SESSION, &DISABLE, &ENABLE, &SIGN_OUT, &SET_ROLES];
+pub static ACTS: [&Action; 11] = [
+    &REGISTER,
+    &LOGIN,
+    &LOGOUT,
+    &LOGOUT_ALL,
+    &REFRESH,
+    &REVOKE_SESSION,
+    &DISABLE,
+    &ENABLE,
+    &SIGN_OUT,
+    &SET_ROLES,
+    &UPDATE,
+];

@@ -1,7 +1,8 @@
 //! Users: making one, and reading one's own. How administrators find users stands in `users/list.rs`, what they do to them
-//! in `users/standing.rs`.
+//! in `users/standing.rs`, and how a user's own words about itself are changed in `users/profile.rs`.
 
 mod list;
+mod profile;
 mod standing;
 
 use chrono::{DateTime, Utc};
@@ -18,7 +19,8 @@ use kit::{
 use proto::{
     auth::{
         DisableUserRequest, EnableUserRequest, GetSelfRequest, GetUserRequest, ListUsersRequest, ListUsersResponse,
-        RegisterRequest, SetUserRolesRequest, SignOutUserRequest, SignOutUserResponse, User, users_server::Users,
+        RegisterRequest, SetUserRolesRequest, SignOutUserRequest, SignOutUserResponse, UpdateSelfRequest,
+        UpdateUserRequest, User, users_server::Users,
     },
     events::UserRegistered,
 };
@@ -63,10 +65,18 @@ impl Users for Auth {
         Ok(Response::new(self.set_user_roles(Call::of(&request)?, request.get_ref()).await?))
     }
 
+    async fn update(&self, request: Request<UpdateUserRequest>) -> Result<Response<User>, Status> {
+        Ok(Response::new(self.update_user(Call::of(&request)?, request.get_ref()).await?))
+    }
+
     async fn get_self(&self, request: Request<GetSelfRequest>) -> Result<Response<User>, Status> {
         let user = self.live(Call::of(&request)?.caller()?).await?;
         let mut connection = self.0.pool.acquire().await.map_err(Fail::from)?;
         Ok(Response::new(Account::get(&mut connection, user).await?.into_message()))
+    }
+
+    async fn update_self(&self, request: Request<UpdateSelfRequest>) -> Result<Response<User>, Status> {
+        Ok(Response::new(self.update_own_user(Call::of(&request)?, request.get_ref()).await?))
     }
 }
 

@@ -85,7 +85,7 @@ pub(crate) fn cors(origins: &[String]) -> Result<Option<CorsLayer>, Fail> {
     }
     let layer = CorsLayer::new()
         .allow_origin(AllowOrigin::list(listed))
-        .allow_methods([Method::GET, Method::POST, Method::PUT, Method::DELETE])
+        .allow_methods([Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
         .allow_headers([
             header::AUTHORIZATION,
             header::CONTENT_TYPE,

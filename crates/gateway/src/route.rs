@@ -182,6 +182,10 @@ impl Route {
     pub fn put(path: &'static str, tag: &'static str, summary: &'static str) -> Draft<WantsAccess> {
         Draft::new(Method::PUT, path, tag, summary)
     }
+    /// Starts a route that changes the parts that are said of one thing.
+    pub fn patch(path: &'static str, tag: &'static str, summary: &'static str) -> Draft<WantsAccess> {
+        Draft::new(Method::PATCH, path, tag, summary)
+    }
     /// Starts a route that removes.
     pub fn delete(path: &'static str, tag: &'static str, summary: &'static str) -> Draft<WantsAccess> {
         Draft::new(Method::DELETE, path, tag, summary)
@@ -201,6 +205,7 @@ impl Route {
         let filter = match self.declared.method {
             Method::GET => MethodFilter::GET,
             Method::PUT => MethodFilter::PUT,
+            Method::PATCH => MethodFilter::PATCH,
             Method::DELETE => MethodFilter::DELETE,
             // No other constructor exists.
             _ => MethodFilter::POST,

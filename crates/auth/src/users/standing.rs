@@ -185,7 +185,16 @@ impl Auth {
     }
 
     /// The user that an administrator's request is about, and its entry in the audit log.
-    async fn asked(&self, call: &Call, action: &'static Action, id: &str, reason: &str) -> Result<(Uuid, Act), Fail> {
+    ///
+    /// # Errors
+    /// `auth.user_not_found` for what is no id, `auth.invalid_reason`.
+    pub(super) async fn asked(
+        &self,
+        call: &Call,
+        action: &'static Action,
+        id: &str,
+        reason: &str,
+    ) -> Result<(Uuid, Act), Fail> {
         let user: Uuid = id.parse().map_err(|_| not_found())?;
         if reason.chars().count() > REASON_CHARS_MAX || reason.contains('\0') {
             return Err(Fail::invalid("auth.invalid_reason", "The reason cannot be taken as it is.").at(

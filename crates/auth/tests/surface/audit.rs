@@ -7,7 +7,7 @@ use kit::{Fail, Kind, grpc::Call};
 use proto::{
     auth::{
         DisableUserRequest, EnableUserRequest, LoginRequest, LogoutAllRequest, LogoutRequest, RegisterRequest,
-        RevokeSessionRequest, SetUserRolesRequest, SignOutUserRequest, TokenPair, User,
+        RevokeSessionRequest, SetUserRolesRequest, SignOutUserRequest, TokenPair, UpdateUserRequest, User,
     },
     events::ActRecorded,
 };
@@ -45,6 +45,12 @@ async fn set_roles(service: &Service, who: &TokenPair, id: &str, roles: &[&str])
     let roles = roles.iter().map(|role| (*role).to_owned()).collect();
     let message = SetUserRolesRequest { id: id.to_owned(), roles, reason: REASON.to_owned() };
     answer(service.users().set_roles(by(&who.access_token, message)).await)
+}
+
+async fn rename(service: &Service, who: &TokenPair, id: &str, name: &str) -> Result<User, Fail> {
+    let (id, reason) = (id.to_owned(), REASON.to_owned());
+    let message = UpdateUserRequest { id, display_name: Some(name.to_owned()), reason };
+    answer(service.users().update(by(&who.access_token, message)).await)
 }
 
 async fn logout(service: &Service, who: &TokenPair) -> Result<(), Fail> {
@@ -377,6 +383,7 @@ async fn what_cannot_be_written_down_does_not_happen() {
         enable(&service, &admin, &disabled).await.err(),
         sign_out(&service, &admin, &id).await.err(),
         set_roles(&service, &admin, &id, &["operator"]).await.err(),
+        rename(&service, &admin, &id, "Somebody else").await.err(),
     ];
     for (at, failure) in failures.into_iter().enumerate() {
         assert_eq!(failure.map(|fail| fail.kind()), Some(Kind::Internal), "number {at}");
@@ -443,6 +450,7 @@ async fn everything(service: &Service, mark: &str) -> Vec<String> {
     let last = login(&password).await.expect("signed in");
     sign_out(service, &admin, &user).await.expect("signed out");
     set_roles(service, &admin, &user, &["reviewer"]).await.expect("set");
+    rename(service, &admin, &user, &format!("Countess {mark}")).await.expect("changed");
     disable(service, &admin, &user).await.expect("disabled");
     login(&password).await.expect_err("disabled");
     enable(service, &admin, &user).await.expect("enabled");

@@ -4,6 +4,7 @@
 mod audit;
 mod first_admin;
 mod login;
+mod profile;
 mod refresh;
 mod revocations;
 mod service_keys;

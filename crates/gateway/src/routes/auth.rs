@@ -71,6 +71,12 @@ pub(super) fn routes() -> Vec<Route> {
             .idempotency(Idempotency::ByNature)
             .refuses(Fails::NONE)
             .by(me),
+        Route::patch("/api/v1/me", TAG, "Change what your account says of you")
+            .access(AUTHENTICATED, &["/guildhall.auth.v1.Users/UpdateSelf"])
+            .limits(SMALL)
+            .idempotency(Idempotency::ByNature)
+            .refuses(Fails(&[(422, "auth.invalid_user")]))
+            .by(change_me),
     ]
 }
 
@@ -92,6 +98,14 @@ struct Registration {
     email: String,
     password: String,
     display_name: String,
+}
+
+/// What is to change; what is left out stays.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Changes {
+    #[serde(default)]
+    display_name: Option<String>,
 }
 
 /// What starts a session.
@@ -190,6 +204,12 @@ async fn revoke(ask: Ask<Id>) -> Result<NoContent, Fail> {
 async fn me(ask: Ask) -> Result<Reply<200, User>, Fail> {
     let user = ask.door.users().get_self(ask.call.request(rpc::GetSelfRequest {})).await?.into_inner();
     Ok(Reply::new(User::read(user)?))
+}
+
+async fn change_me(ask: Ask<Nothing, Nothing, Json<Changes>>) -> Result<Reply<200, User>, Fail> {
+    let Json(Changes { display_name }) = ask.body;
+    let message = rpc::UpdateSelfRequest { display_name };
+    Ok(Reply::new(User::read(ask.door.users().update_self(ask.call.request(message)).await?.into_inner())?))
 }
 
 impl User {

@@ -32,6 +32,12 @@ pub(super) fn routes() -> Vec<Route> {
             .idempotency(Idempotency::ByNature)
             .refuses(NOT_FOUND)
             .by(show),
+        Route::patch("/api/v1/admin/users/{id}", TAG, "Change what is said of a user")
+            .access(WRITE, &["/guildhall.auth.v1.Users/Update"])
+            .limits(SMALL)
+            .idempotency(Idempotency::ByNature)
+            .refuses(Fails(&[(404, "auth.user_not_found"), (422, "auth.invalid_user"), (422, "auth.invalid_reason")]))
+            .by(update),
         Route::post("/api/v1/admin/users/{id}/disable", TAG, "End every session of a user, and let it sign in no more")
             .access(WRITE, &["/guildhall.auth.v1.Users/Disable"])
             .limits(SMALL)
@@ -118,6 +124,18 @@ struct ActReason {
     reason: Option<String>,
 }
 
+/// What is to change of a user; what is left out stays.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct UserChanges {
+    #[serde(default)]
+    display_name: Option<String>,
+    /// For the audit log.
+    #[serde(default)]
+    #[schemars(length(max = 1000))]
+    reason: Option<String>,
+}
+
 /// The roles that a user is to have.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -147,6 +165,13 @@ async fn list(ask: Ask<Nothing, Query<UserFilter>>) -> Result<Reply<200, List<An
 async fn show(ask: Ask<Id>) -> Result<Reply<200, AnyUser>, Fail> {
     let message = rpc::GetUserRequest { id: ask.path.0.to_string() };
     Ok(Reply::new(AnyUser::read(ask.door.users().get(ask.call.request(message)).await?.into_inner())?))
+}
+
+async fn update(ask: Ask<Id, Nothing, Json<UserChanges>>) -> Result<Reply<200, AnyUser>, Fail> {
+    let Json(UserChanges { display_name, reason }) = ask.body;
+    let (id, reason) = (ask.path.0.to_string(), reason.unwrap_or_default());
+    let message = rpc::UpdateUserRequest { id, display_name, reason };
+    Ok(Reply::new(AnyUser::read(ask.door.users().update(ask.call.request(message)).await?.into_inner())?))
 }
 
 async fn disable(ask: Ask<Id, Nothing, JsonOrNothing<ActReason>>) -> Result<Reply<200, AnyUser>, Fail> {

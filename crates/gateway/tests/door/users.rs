@@ -44,6 +44,13 @@ async fn each_act_on_a_user_reaches_auth_with_its_reason_and_the_callers_own_tok
     let roles = json!({ "roles": ["operator", "customer"], "reason": "a new job" });
     let changed = good(house.client.put(format!("{}{}", house.url, path("roles"))).json(&roles), &admin).await;
     assert_eq!(changed["roles"], json!(["operator", "customer"]));
+    let path = format!("{}/api/v1/admin/users/{SOMEBODY}", house.url);
+    let named = json!({ "display_name": "Robert", "reason": "as asked" });
+    assert_eq!(good(house.client.patch(&path).json(&named), &admin).await["display_name"], "Robert");
+    assert_eq!(good(house.client.patch(&path).json(&json!({})), &admin).await["display_name"], "Ada", "as it was");
+    let own = house.client.patch(format!("{}/api/v1/me", house.url)).json(&json!({ "display_name": "Countess" }));
+    let own = good(own, &admin).await;
+    assert_eq!((own["id"].clone(), &own["display_name"]), (json!(admin.id), &json!("Countess")));
     let told: Vec<_> = house
         .auth
         .acts
@@ -51,7 +58,17 @@ async fn each_act_on_a_user_reaches_auth_with_its_reason_and_the_callers_own_tok
         .iter()
         .map(|(verb, reason, by)| format!("{verb} {reason} {}", *by == admin.id))
         .collect();
-    assert_eq!(told, ["disable spam true", "enable  true", "sign-out  true", "roles a new job true"]);
+    assert_eq!(
+        told,
+        [
+            "disable spam true",
+            "enable  true",
+            "sign-out  true",
+            "roles a new job true",
+            "update as asked true",
+            "update  true",
+        ]
+    );
 }
 
 #[tokio::test]
@@ -79,6 +96,11 @@ async fn bad_input_is_refused_at_the_door_and_reaches_nobody() {
     assert_eq!(pointers(&one), [("/roles".to_owned(), "type".to_owned())]);
     let disable = house.post(&format!("/api/v1/admin/users/{SOMEBODY}/disable"));
     problem(ask(disable.json(&json!({ "why": "spam" }))).await, 400, "request.unknown_field").await;
+    for path in [format!("/api/v1/admin/users/{SOMEBODY}"), "/api/v1/me".to_owned()] {
+        let patch = |body: Value| house.client.patch(format!("{}{path}", house.url)).json(&body);
+        problem(ask(patch(json!({ "email": "eve@example.com" }))).await, 400, "request.unknown_field").await;
+        problem(ask(patch(json!({ "display_name": 7 }))).await, 422, "request.invalid").await;
+    }
     assert!(house.auth.listed.lock().is_empty() && house.auth.acts.lock().is_empty());
 }
 

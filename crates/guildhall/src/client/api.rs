@@ -109,6 +109,11 @@ impl Api {
         self.answer(self.send(|http| http.put(url.clone()).json(body)).await?).await
     }
 
+    pub(super) async fn patch<T: DeserializeOwned>(&self, path: &[&str], body: &impl Serialize) -> Result<T, Error> {
+        let url = self.url(path, &[]);
+        self.answer(self.send(|http| http.patch(url.clone()).json(body)).await?).await
+    }
+
     pub(super) async fn delete(&self, path: &[&str]) -> Result<(), Error> {
         let url = self.url(path, &[]);
         self.send(|http| http.request(Method::DELETE, url.clone())).await.map(drop)

@@ -35,6 +35,14 @@ pub(super) async fn run(args: &UserArgs, screen: &Screen) -> Result<Outcome, Err
         match &args.verb {
             UserVerb::List(list) => self::list(&api, list, screen).await,
             UserVerb::Show { user } => show(&api, &id_of(&api, user).await?, screen).await,
+            UserVerb::Rename { user, name, reason } => {
+                let id = id_of(&api, user).await?;
+                let body = with_reason(json!({ "display_name": name }), reason.as_deref());
+                let answer = api.patch(&["admin", "users", &id], &body).await?;
+                told(&api, answer, screen, |user| {
+                    format!("{} is shown as {}.", words::plain(&user.email), words::plain(&user.display_name))
+                })
+            }
             UserVerb::Disable(act) => {
                 let answer = ask(&api, &act.user, "disable", act.reason.as_deref()).await?;
                 told(&api, answer, screen, |user| format!("{} may sign in no more.", words::plain(&user.email)))

@@ -40,6 +40,8 @@ fn a_user_is_named_by_id_or_address_and_the_reason_goes_along() {
     assert_eq!(person.run(&["user", "sign-out", BOB]).stdout, "Ended 2 sessions.\n");
     let roles = person.run(&["user", "roles", BOB, "operator", "customer"]);
     assert_eq!(roles.stdout, "bob@example.org is operator, customer.\n");
+    let renamed = person.run(&["user", "rename", BOB, "Robert", "--reason", "as asked"]);
+    assert_eq!(renamed.stdout, "bob@example.org is shown as Robert.\n");
     let asked = std::mem::take(&mut server.script().admin.asked);
     let expected = [
         ("GET users?email=bob%40example.org".to_owned(), json!(null)),
@@ -47,6 +49,7 @@ fn a_user_is_named_by_id_or_address_and_the_reason_goes_along() {
         (format!("POST users/{BOB}/enable"), json!({})),
         (format!("POST users/{BOB}/sign-out"), json!({})),
         (format!("PUT users/{BOB}/roles"), json!({ "roles": ["operator", "customer"] })),
+        (format!("PATCH users/{BOB}"), json!({ "display_name": "Robert", "reason": "as asked" })),
     ];
     assert_eq!(asked, expected);
 

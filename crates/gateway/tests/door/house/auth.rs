@@ -14,7 +14,7 @@ use proto::auth::{
     ListUsersRequest, ListUsersResponse, LoginRequest, LogoutAllRequest, LogoutAllResponse, LogoutRequest,
     LogoutResponse, RefreshRequest, RegisterRequest, Revocation, RevokeSessionRequest, RevokeSessionResponse,
     ServiceToken, Session, SetUserRolesRequest, SignOutUserRequest, SignOutUserResponse, SigningKeySet, TokenPair,
-    User, WatchRevocationsRequest,
+    UpdateSelfRequest, UpdateUserRequest, User, WatchRevocationsRequest,
     revocation::What,
     service_keys_server::{ServiceKeys, ServiceKeysServer},
     sessions_server::{Sessions, SessionsServer},
@@ -198,9 +198,22 @@ impl Users for Auth {
         let user = self.act(Call::of(&request)?, "roles", &asked.id, &asked.reason)?;
         Ok(Response::new(User { roles: asked.roles.clone(), ..user }))
     }
+    async fn update(&self, request: Request<UpdateUserRequest>) -> Result<Response<User>, Status> {
+        let asked = request.get_ref();
+        let user = self.act(Call::of(&request)?, "update", &asked.id, &asked.reason)?;
+        Ok(Response::new(renamed(user, asked.display_name.as_deref())))
+    }
     async fn get_self(&self, request: Request<GetSelfRequest>) -> Result<Response<User>, Status> {
         Ok(Response::new(self.user(Call::of(&request)?.caller()?.subject)))
     }
+    async fn update_self(&self, request: Request<UpdateSelfRequest>) -> Result<Response<User>, Status> {
+        let user = self.user(Call::of(&request)?.caller()?.subject);
+        Ok(Response::new(renamed(user, request.get_ref().display_name.as_deref())))
+    }
+}
+
+fn renamed(user: User, display_name: Option<&str>) -> User {
+    User { display_name: display_name.map_or(user.display_name, str::to_owned), ..user }
 }
 
 #[tonic::async_trait]

@@ -22,6 +22,15 @@ pub(crate) enum UserVerb {
         /// An id or an email address
         user: String,
     },
+    /// Change the name that a user is shown by
+    Rename {
+        /// An id or an email address
+        user: String,
+        name: String,
+        /// Why, for the audit log
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+    },
     /// End every session of a user, and let it sign in no more
     Disable(UserAct),
     /// Let a disabled user sign in again

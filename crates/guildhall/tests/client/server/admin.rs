@@ -39,6 +39,11 @@ impl Admin {
                 user(BOB, "bob@example.org", true),
                 user(ADA, "ada.lovelace.of.the.engine@example.org", false),
             ]),
+            (&Method::PATCH, ["users", id]) => {
+                let mut user = user(id, "bob@example.org", false);
+                user["display_name"] = body["display_name"].clone();
+                Json(user).into_response()
+            }
             (&Method::GET, ["users", id]) => Json(user(id, "ada@example.org", false)).into_response(),
             (&Method::POST, ["users", id, "disable"]) if *id == ADA => {
                 let detail = "You cannot disable yourself.";
