@@ -6,6 +6,7 @@
 //! | `faults` | whatever is killed wherever it stands, all ends once and all is told |
 //! | `broker` | work goes on without RabbitMQ, and nothing of it stays untold |
 //! | `methods` | each gRPC method asks, at its own port, who calls and what they may |
+//! | `strangers` | each gRPC method that takes an id, at its own port, knows a stranger's as little as nobody's |
 //! | `gateways` | who is disabled is shut out at every gateway within a second |
 //! | `foreign` | no promises: a RabbitMQ client of somebody else's, which writes down what it hears |
 
@@ -14,6 +15,7 @@ mod faults;
 mod foreign;
 mod gateways;
 mod methods;
+mod strangers;
 
 use std::{
     fs,

@@ -18,7 +18,7 @@ use super::Parts;
 
 /// A method's message as it stands on the wire.
 #[derive(Debug, Default, Clone, Copy)]
-struct Raw;
+pub(super) struct Raw;
 
 impl Codec for Raw {
     type Encode = Bytes;
@@ -70,7 +70,7 @@ async fn call(peer: &Peer, method: &Method, token: Option<&str>, message: Bytes)
 }
 
 /// The roles at whose ports a method is served.
-fn served_by(method: &Method) -> &'static [&'static str] {
+pub(super) fn served_by(method: &Method) -> &'static [&'static str] {
     let package = method.path.trim_start_matches('/').split('.').nth(1);
     match package {
         Some("auth") => &["auth"],
