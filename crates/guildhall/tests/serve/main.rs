@@ -4,6 +4,8 @@
 #[path = "../system/wait.rs"]
 mod wait;
 
+mod certificates;
+mod doctor;
 mod place;
 
 use kit::{
@@ -14,6 +16,7 @@ use nix::sys::signal::Signal;
 use proto::jobs::{ListQueuesRequest, queues_client::QueuesClient};
 use serde_json::{Value, json};
 
+use certificates::{Ca, is_answered};
 use place::{PASSWORD, Place, Process};
 use wait::{SOON, until};
 
@@ -113,6 +116,49 @@ async fn roles_in_processes_of_their_own_do_a_job_lose_each_other_and_find_each_
     does_a_job(&gateway, &admin).await;
 
     for process in [gateway, worker].into_iter().chain(back) {
+        process.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn roles_with_certificates_do_a_job_and_whoever_shows_none_of_theirs_is_refused() {
+    let mut place = Place::new().await;
+    place.migrate().await;
+    let (ca, other_ca) = (Ca::new(), Ca::new());
+    let (ours, foreign) = (place.data_dir("tls"), place.data_dir("foreign-tls"));
+    ca.issue(&ours);
+    other_ca.issue(&foreign);
+    for (name, file) in [("tls_cert_file", "cert.pem"), ("tls_key_file", "key.pem"), ("tls_ca_file", "ca.pem")] {
+        place.set(name, &ours.join(file).display().to_string());
+    }
+    let services = place.start("services", SERVICES, &[("grpc_listen", "127.0.0.1:0")]).await;
+    place.others_are_at(&services);
+    let worker = place.start("worker", &["serve", "worker"], &[("demo_tasks", "on")]).await;
+    let gateway = place.start("gateway", &["serve", "gateway"], &[]).await;
+    until("the worker", SOON, async || worker.is_ready().await.then_some(())).await;
+    until("the gateway", SOON, async || gateway.is_ready().await.then_some(())).await;
+    does_a_job(&gateway, &gateway.signed_in().await).await;
+
+    for role in ["auth", "jobs", "admin"] {
+        let url = services.ready["grpc"][role].as_str().expect("a URL").to_owned();
+        let address = url.strip_prefix("https://").unwrap_or_else(|| panic!("{url} is of no TLS")).to_owned();
+        assert!(
+            is_answered(&address, ca.caller(Some(&ours))).await,
+            "{role} refuses a certificate of its own authority"
+        );
+        assert!(!is_answered(&address, ca.caller(None)).await, "{role} answers who shows no certificate");
+        assert!(!is_answered(&address, ca.caller(Some(&foreign))).await, "{role} answers a foreign certificate");
+    }
+    // A whole process of another authority's finds nobody.
+    let foreign_cert = foreign.join("cert.pem").display().to_string();
+    let foreign_key = foreign.join("key.pem").display().to_string();
+    let settings = [("http_listen", "127.0.0.1:0"), ("tls_cert_file", &foreign_cert), ("tls_key_file", &foreign_key)];
+    let (code, said) = place.run("doctor-foreign", &["doctor", "gateway"], &settings).await;
+    assert_eq!(code, Some(1), "{said}");
+    assert_eq!(said.matches("nobody serves at").count(), 3, "{said}");
+    let (code, said) = place.run("doctor", &["doctor", "gateway"], &settings[..1]).await;
+    assert_eq!(code, Some(0), "{said}");
+    for process in [gateway, worker, services] {
         process.close().await;
     }
 }
