@@ -91,7 +91,7 @@ impl House {
         if roles.elsewhere().contains(&Role::Jobs) {
             inside.stands_on_peer("jobs", &services.peer(Role::Jobs)?);
         }
-        let grpc = ports::serve(ports, &services, &ground.ways, &self.ports)?;
+        let grpc = ports::serve(ports, roles.is_up, &services, &ground.ways, &self.ports)?;
 
         if roles.has(Role::Worker) {
             let mut worker = Worker::start(wiring::worker(&ground, &services)?, &self.worker)?;

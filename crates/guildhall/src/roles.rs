@@ -40,6 +40,16 @@ impl Role {
         }
     }
 
+    /// The packages of `proto/` whose services are served at this role's port.
+    pub(crate) const fn packages(self) -> &'static [&'static str] {
+        match self {
+            Self::Auth => &["auth", "events"],
+            Self::Jobs => &["jobs", "worker", "events"],
+            Self::Admin => &["admin", "events"],
+            Self::Gateway | Self::Worker => &[],
+        }
+    }
+
     /// A service's place in the database.
     pub(crate) fn schema(self) -> Option<(Schema, &'static Migrator)> {
         match self {

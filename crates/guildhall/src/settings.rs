@@ -63,7 +63,8 @@ kit::settings! {
         pub(crate) amqp_url: Option<Secret> = "",
         /// Where a service answers other processes over gRPC, as address and port. Unset: nowhere in `up`; in `serve` on
         /// 127.0.0.1 and the service's own port, auth 7001, jobs 7002, admin 7005. Port 0 picks a free one; a process with
-        /// several services can be given no other, since each has its own.
+        /// several services can be given no other, since each has its own. `ready.json` tells them; those of `up` have
+        /// gRPC reflection, for tools that show an access token.
         pub(crate) grpc_listen: Option<SocketAddr> = "",
         /// Where the role `auth` is reached when it is not in this process, as `http://host:7001`, with certificates as
         /// `https://host:7001`. Several replicas: separated by commas, or a name that stands for all of their addresses.

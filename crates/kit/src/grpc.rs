@@ -8,6 +8,7 @@ mod guard;
 mod health;
 mod observe;
 mod peer;
+mod reflection;
 mod remote;
 mod serve;
 
@@ -17,6 +18,7 @@ pub use call::{Call, IdempotencyKey};
 pub use credential::Credential;
 pub use guard::Guard;
 pub use peer::Peer;
+pub use reflection::with_reflection;
 pub use serve::serve;
 
 /// Largest message that a server takes, in bytes: 1,000 submissions with payloads, with room to spare.

@@ -44,6 +44,7 @@ pub(crate) fn address(said: Option<SocketAddr>, role: Role, is_up: bool) -> Opti
 /// `internal` for a port whose service is not here.
 pub(super) fn serve(
     ports: Vec<(Role, TcpListener)>,
+    is_up: bool,
     services: &Services,
     ways: &Ways,
     tasks: &Tasks,
@@ -51,6 +52,8 @@ pub(super) fn serve(
     let mut urls = BTreeMap::new();
     for (role, listener) in ports {
         let routes = services.routes(role).ok_or_else(|| Fail::internal(format!("{} is not here", role.name())))?;
+        // For whoever looks around with a tool; where roles stand alone, callers bring the contract with them.
+        let routes = if is_up { kit::grpc::with_reflection(routes, role.packages())? } else { routes };
         let address = listener.local_addr().map_err(Fail::internal)?;
         urls.insert(role.name(), url_of(ways.scheme(), address));
         kit::grpc::serve(listener, routes, &services.guard, ways.tls(), tasks);

@@ -6,6 +6,7 @@ mod wait;
 
 mod certificates;
 mod doctor;
+mod foreign;
 mod place;
 
 use kit::{
@@ -13,7 +14,10 @@ use kit::{
     tasks::Tasks,
 };
 use nix::sys::signal::Signal;
-use proto::jobs::{ListQueuesRequest, queues_client::QueuesClient};
+use proto::{
+    auth::{LoginRequest, sessions_client::SessionsClient},
+    jobs::{ListQueuesRequest, queues_client::QueuesClient},
+};
 use serde_json::{Value, json};
 
 use certificates::{Ca, is_answered};
@@ -70,7 +74,9 @@ async fn a_service_refuses_a_schema_older_than_itself_and_says_the_way_out() {
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("`guildhall migrate`"), "{said}");
     place.migrate().await;
-    place.start("services", SERVICES, &[("grpc_listen", "127.0.0.1:0")]).await.close().await;
+    let services = place.start("services", SERVICES, &[("grpc_listen", "127.0.0.1:0")]).await;
+    foreign::tool_learns_nothing(&services, &signed_in(&services).await).await;
+    services.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -175,11 +181,7 @@ async fn two_auths_that_start_at_once_make_one_administrator_and_both_let_it_in(
     let count: i64 = sqlx::query_scalar(sql).fetch_one(place.pool()).await.expect("a count");
     assert_eq!(count, 1);
     for auth in [&a, &b] {
-        let peer = peer(auth, "auth");
-        let mut sessions = proto::auth::sessions_client::SessionsClient::new(peer);
-        let message =
-            proto::auth::LoginRequest { email: "admin@guildhall.localhost".to_owned(), password: PASSWORD.to_owned() };
-        sessions.login(Call::anonymous("test").request(message)).await.expect("it is let in");
+        signed_in(auth).await;
     }
     a.close().await;
     b.close().await;
@@ -199,6 +201,9 @@ async fn up_opens_grpc_ports_when_asked_to_and_their_guard_stands_before_them() 
     let mut queues = QueuesClient::new(peer(&up, "jobs"));
     let refusal = queues.list(Call::anonymous("test").request(ListQueuesRequest::default())).await;
     assert_eq!(kit::Fail::from(refusal.expect_err("nobody is signed in")).code(), "auth.required");
+    foreign::worker_is_welcome(&up, &place.setting("worker_key")).await;
+    // Its stream is kept open: whoever looks around holds up no stop.
+    let _looking = foreign::tool_learns_what_is_served(&up, &up.signed_in().await).await;
     up.signal(Signal::SIGINT);
     assert_eq!(up.ended().await, Some(0));
 }
@@ -214,6 +219,14 @@ async fn does_a_job(gateway: &Process, token: &str) {
     })
     .await;
     assert_eq!(job["state"], "succeeded", "{job:#}");
+}
+
+/// The first administrator's access token, from the port of `auth` itself.
+async fn signed_in(auth: &Process) -> String {
+    let mut sessions = SessionsClient::new(peer(auth, "auth"));
+    let message = LoginRequest { email: "admin@guildhall.localhost".to_owned(), password: PASSWORD.to_owned() };
+    let tokens = sessions.login(Call::anonymous("test").request(message)).await.expect("it is let in");
+    tokens.into_inner().access_token
 }
 
 fn peer(process: &Process, role: &'static str) -> Peer {

@@ -63,6 +63,11 @@ impl Place {
         self.settings.insert(name.to_owned(), value.to_owned());
     }
 
+    /// As every process is told it.
+    pub(crate) fn setting(&self, name: &str) -> String {
+        self.settings[name].clone()
+    }
+
     pub(crate) fn pool(&self) -> &PgPool {
         self.database.pool()
     }

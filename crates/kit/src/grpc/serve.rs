@@ -23,6 +23,7 @@ use tower::{Layer as _, ServiceExt as _};
 
 use super::{
     Guard, KEEPALIVE_EVERY, KEEPALIVE_WITHIN, WINDOW_BYTES, deadline::Cut, guard::Guarded, health, health::PortHealth,
+    reflection,
 };
 use crate::{Fail, tasks::Tasks, tls::Tls};
 
@@ -161,19 +162,22 @@ impl Port {
         if is_late {
             return leaving().into_http();
         }
+        if path == reflection::PATH {
+            // It goes on for as long as it is asked, so that its questions must end, too.
+            let request = request.map(|body| Cut::off(body, left(self.stopping.clone())));
+            let response = never(self.guarded.oneshot(request).await);
+            return response.map(|body| Cut::off(body, left(self.stopping)));
+        }
         let is_stream = METHODS.iter().any(|method| method.path == path && method.streams);
         let response = never(self.guarded.oneshot(request).await);
-        if !is_stream {
-            return response;
-        }
-        let stopping = self.stopping;
-        response.map(|body| {
-            Cut::off(body, async move {
-                stopping.cancelled().await;
-                leaving()
-            })
-        })
+        if is_stream { response.map(|body| Cut::off(body, left(self.stopping))) } else { response }
     }
+}
+
+/// Comes to be when the port is left.
+async fn left(stopping: CancellationToken) -> Status {
+    stopping.cancelled().await;
+    leaving()
 }
 
 fn leaving() -> Status {
