@@ -12,9 +12,12 @@ use kit::{
     Clock, Fail, Kind,
     grpc::{Call, Credential, Peer},
 };
-use proto::auth::{CheckSessionRequest, WatchRevocationsRequest, revocation::What, sessions_client::SessionsClient};
+use proto::auth::{
+    CheckSessionRequest, Revocation, WatchRevocationsRequest, revocation::What, sessions_client::SessionsClient,
+};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
+use tonic::Streaming;
 use uuid::Uuid;
 
 use crate::{door::Door, upload};
@@ -193,12 +196,9 @@ impl Revocations {
 /// As `auth`: the feed broke, or could not be opened.
 pub(crate) async fn follow(door: Arc<Door>, credential: Credential, stopping: CancellationToken) -> Result<(), Fail> {
     let revocations = door.revocations.clone();
-    let call = credential.call(&door.clock.new_id().to_string()).await?;
-    let opened = door.sessions().watch_revocations(call.request(WatchRevocationsRequest {})).await.map_err(Fail::from);
-    if opened.as_ref().is_err_and(|fail| fail.kind() == Kind::Unauthenticated) {
-        credential.forget().await;
-    }
-    let mut feed = opened?.into_inner();
+    // While `auth` is away a call waits for it, and nobody who stops waits for that.
+    let Some(opened) = stopping.run_until_cancelled(open(&door, &credential)).await else { return Ok(()) };
+    let mut feed = opened?;
     // However this ends, what happens from then on is not heard.
     let _lost = Lost(revocations.clone());
     let mut tidy = tokio::time::interval(TIDY_EVERY);
@@ -224,6 +224,15 @@ pub(crate) async fn follow(door: Arc<Door>, credential: Credential, stopping: Ca
             None => return Err(lost("The feed of ended sessions has ended.")),
         }
     }
+}
+
+async fn open(door: &Door, credential: &Credential) -> Result<Streaming<Revocation>, Fail> {
+    let call = credential.call(&door.clock.new_id().to_string()).await?;
+    let opened = door.sessions().watch_revocations(call.request(WatchRevocationsRequest {})).await.map_err(Fail::from);
+    if opened.as_ref().is_err_and(|fail| fail.kind() == Kind::Unauthenticated) {
+        credential.forget().await;
+    }
+    Ok(opened?.into_inner())
 }
 
 /// Says, when it is dropped, that the feed is not heard any longer.

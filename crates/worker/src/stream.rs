@@ -6,8 +6,8 @@ use std::{sync::Arc, time::Duration};
 
 use kit::{Fail, Kind, grpc::MESSAGE_BYTES_MAX, tasks::Tasks};
 use proto::worker::{
-    Assignment, Credit, FromWorker, Heartbeat, Hello, Interrupted, StopAttempt, ToWorker, from_worker, outcome::End,
-    to_worker, workers_client::WorkersClient,
+    Assignment, Credit, FromWorker, Heartbeat, Hello, Interrupted, StopAttempt, ToWorker, Welcome, from_worker,
+    outcome::End, to_worker, workers_client::WorkersClient,
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -15,6 +15,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tonic::Streaming;
 
 use crate::{
     attempt::Bench,
@@ -78,7 +79,7 @@ impl Stream {
             delay = if was_welcomed { DELAY_FIRST } else { (delay * 2).min(DELAY_MAX) };
             tokio::select! {
                 () = tokio::time::sleep(delay) => {}
-                () = self.give_up.cancelled() => {}
+                () = no_longer_needed(&self.draining, &self.give_up, self.bench.ledger.is_empty()) => {}
             }
         }
         self.is_connected.send_replace(false);
@@ -93,14 +94,12 @@ impl Stream {
         let (sender, receiver) = mpsc::channel(OUTGOING_MAX);
         let hello_at = Instant::now();
         drop(sender.try_send(message(from_worker::Message::Hello(self.hello.clone()))));
-        let call = self.bench.credential.call("worker").await?;
-        let mut client = WorkersClient::new(self.bench.jobs.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
-        let opened = within(client.work(call.request(ReceiverStream::new(receiver)))).await??;
-        let mut incoming = opened.into_inner();
-        let welcome = match within(incoming.message()).await?? {
-            Some(ToWorker { message: Some(to_worker::Message::Welcome(welcome)) }) => welcome,
-            _ => return Err(lost("jobs did not welcome the worker")),
+        // While a role is away a call waits for it, and a worker that has nothing to tell does not.
+        let opened = tokio::select! {
+            opened = open(&self.bench, receiver) => opened,
+            () = no_longer_needed(&self.draining, &self.give_up, self.bench.ledger.is_empty()) => return Ok(()),
         };
+        let (welcome, mut incoming) = opened?;
 
         let lease_length = seconds(welcome.lease_s).ok_or_else(|| lost("jobs named no lease"))?;
         let heartbeat_every = seconds(welcome.heartbeat_s).unwrap_or(lease_length / 3);
@@ -245,6 +244,26 @@ fn next_message(
         0 => None,
         _ if draining.is_cancelled() => None,
         slots => Some(from_worker::Message::Credit(Credit { slots })),
+    }
+}
+
+/// Opens a stream that says `said`, a hello first, and is welcomed.
+async fn open(bench: &Bench, said: mpsc::Receiver<FromWorker>) -> Result<(Welcome, Streaming<ToWorker>), Fail> {
+    let call = bench.credential.call("worker").await?;
+    let mut client = WorkersClient::new(bench.jobs.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let mut incoming = within(client.work(call.request(ReceiverStream::new(said)))).await??.into_inner();
+    match within(incoming.message()).await?? {
+        Some(ToWorker { message: Some(to_worker::Message::Welcome(welcome)) }) => Ok((welcome, incoming)),
+        _ => Err(lost("jobs did not welcome the worker")),
+    }
+}
+
+/// Ends when a stream that is not open need not be opened any more. What has to be told keeps until there is one, so that
+/// it is looked at once.
+async fn no_longer_needed(draining: &CancellationToken, give_up: &CancellationToken, has_nothing_to_tell: bool) {
+    tokio::select! {
+        () = give_up.cancelled() => {}
+        () = draining.cancelled(), if has_nothing_to_tell => {}
     }
 }
 

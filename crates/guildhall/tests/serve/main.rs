@@ -9,6 +9,8 @@ mod doctor;
 mod foreign;
 mod place;
 
+use std::time::{Duration, Instant};
+
 use kit::{
     grpc::{Call, Peer},
     tasks::Tasks,
@@ -166,6 +168,21 @@ async fn roles_with_certificates_do_a_job_and_whoever_shows_none_of_theirs_is_re
     assert_eq!(code, Some(0), "{said}");
     for process in [gateway, worker, services] {
         process.close().await;
+    }
+}
+
+/// A call to a role that is away waits three seconds for it, and the first such calls begin as the process opens.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_waits_for_roles_that_are_away_stops_as_soon_as_it_is_asked_to() {
+    let mut place = Place::new().await;
+    for role in ["auth", "jobs", "admin"] {
+        place.set(&format!("{role}_url"), "http://127.0.0.1:1");
+    }
+    for role in ["gateway", "worker"] {
+        let process = place.start(role, &["serve", role], &[]).await;
+        let asked = Instant::now();
+        process.close().await;
+        assert!(asked.elapsed() < Duration::from_millis(1500), "{role} took {:?}", asked.elapsed());
     }
 }
 
