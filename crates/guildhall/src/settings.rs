@@ -346,6 +346,11 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_worker_may_be_given_as_many_slots_as_jobs_takes_of_one() {
+        assert_eq!(worker::SLOTS_MAX, jobs::WORKER_SLOTS_MAX);
+    }
+
+    #[test]
     fn no_two_roles_declare_the_same_setting() {
         let mut seen = BTreeSet::new();
         for field in PARTS.iter().flat_map(|(_, fields)| *fields) {

@@ -34,6 +34,7 @@ use tonic::service::Routes;
 
 pub use acts::ACTS;
 pub use settings::Settings;
+pub use workers::SLOTS_MAX as WORKER_SLOTS_MAX;
 
 /// The service's schema in the database.
 pub const SCHEMA: Schema = Schema::new("jobs");

@@ -32,7 +32,8 @@ const REPORTS_MAX: usize = 64;
 /// How long one stream lasts. A token is looked at when a stream is opened and at no message after, so this is how long a
 /// key that was changed lives on in it. A worker opens the next one with a new token, and goes on.
 const LIVES_AT_MOST: TimeDelta = TimeDelta::hours(1);
-const SLOTS_MAX: u32 = 1_000;
+/// Most slots of one worker.
+pub const SLOTS_MAX: u32 = 1_000;
 const TASKS_MAX: usize = 1_000;
 const QUEUES_MAX: usize = 1_000;
 const NAME_BYTES_MAX: usize = 200;

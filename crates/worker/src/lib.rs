@@ -36,7 +36,7 @@ pub use context::{CHILDREN_PAGE_MAX, Child, ChildJob, Children, Context, FileFac
 pub use failure::{Failure, kind};
 pub use hooks::{Ended, Hooks, Metrics, Run};
 pub use profile::{PROFILES, Profile};
-pub use settings::Settings;
+pub use settings::{SLOTS_MAX, Settings};
 pub use slot::SlotCommand;
 pub use task::{Ending, Place, Registry, Task};
 pub use worker::{Setup, Worker};

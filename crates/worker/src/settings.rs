@@ -28,8 +28,8 @@ kit::settings! {
     }
 }
 
-/// A slot beyond this many is a mistake in the configuration.
-const SLOTS_MAX: u32 = 1_024;
+/// Most slots of one worker: `jobs` takes no hello with more.
+pub const SLOTS_MAX: u32 = 1_000;
 
 /// Less than this, and a child ends before it has begun.
 const SLOT_BYTES_MIN: u64 = 32 << 20;
