@@ -4,16 +4,24 @@
 source tools/test.sh
 
 run_bench() {
-    local argument names=() status=0 binaries
+    local argument option= names=() status=0 binaries
+    # A word that the binary would refuse should not cost a build.
     for argument in "$@"; do
+        if [ -n "$option" ]; then
+            option=
+            continue
+        fi
         case $argument in
         engine | pickup | gateway | relay | models | upload) names+=("$argument") ;;
-        -h | --help)
-            cargo run --quiet --release -p bench -- --help
-            return
-            ;;
+        --json) ;;
+        --rounds=* | --jobs=* | --slots=* | --pickups=* | --seconds=* | --events=* | --pictures=* | --upload-mib=*) ;;
+        --guildhall=* | --tools=* | --pg-bin=*) ;;
+        --rounds | --jobs | --slots | --pickups | --seconds | --events | --pictures | --upload-mib) option=$argument ;;
+        --guildhall | --tools | --pg-bin) option=$argument ;;
+        *) refuse "bench takes no $argument" ;;
         esac
     done
+    if [ -n "$option" ]; then refuse "$option needs a value"; fi
     # shellcheck disable=SC2046 # names of things, one word each
     need rust compiler postgres $(yardsticks_of "${names[*]:-engine pickup gateway relay models upload}")
     # What is measured is what is shipped: the release profile, and both in one build, so that they share their crates.
