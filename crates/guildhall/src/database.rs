@@ -3,8 +3,11 @@
 
 use kit::{
     Fail, Secret,
+    db::Schema,
     private_postgres::{Options, PrivatePostgres},
 };
+
+use sqlx::migrate::Migrator;
 
 use crate::{
     roles::{Role, Roles},
@@ -38,28 +41,25 @@ impl Database {
         self.url.expose()
     }
 
-    /// Brings every schema to this version. What is there already costs a look.
+    /// Brings every schema to this version, and tells how many migrations that took. What is there already costs a look.
     ///
     /// # Errors
-    /// As [`kit::db::migrate`].
-    pub(crate) async fn migrate(&self) -> Result<(), Fail> {
-        for (schema, migrator) in Role::ALL.into_iter().filter_map(Role::schema) {
-            kit::db::migrate(self.url(), schema, migrator).await?;
-            tracing::info!(schema = schema.name(), "migrated");
+    /// As [`kit::db::migrate_all`].
+    pub(crate) async fn migrate(&self) -> Result<usize, Fail> {
+        let lacked = kit::db::migrate_all(self.url(), &schemas(Role::ALL)).await?;
+        for (schema, migrations) in lacked.iter().filter(|(_, migrations)| *migrations > 0) {
+            tracing::info!(schema = schema.name(), migrations, "migrated");
         }
-        Ok(())
+        Ok(lacked.iter().map(|(_, migrations)| migrations).sum())
     }
 
     /// Refuses a database in which a schema of `roles` is older than this version: services apart do not migrate, since
     /// several would at once, and with more rights than they need.
     ///
     /// # Errors
-    /// `config.schema`, as [`kit::db::check`].
+    /// `config.schema`, `config.database_rights`, as [`kit::db::check`].
     pub(crate) async fn check(&self, roles: &Roles) -> Result<(), Fail> {
-        for (schema, migrator) in roles.services().filter_map(Role::schema) {
-            kit::db::check(self.url(), schema, migrator).await?;
-        }
-        Ok(())
+        kit::db::check(self.url(), &schemas(roles.services())).await
     }
 
     /// Resolves, with the reason, only when the private server is given up.
@@ -76,6 +76,11 @@ impl Database {
             private.stop().await;
         }
     }
+}
+
+/// The places of these roles in the database.
+pub(crate) fn schemas(roles: impl IntoIterator<Item = Role>) -> Vec<(Schema, &'static Migrator)> {
+    roles.into_iter().filter_map(Role::schema).collect()
 }
 
 /// How the private server of these settings is run.

@@ -157,16 +157,18 @@ async fn postgres(settings: &Settings, roles: &Roles) -> Finding {
         return Err(format!("the server is version {}: {least} or newer is needed", server.version));
     }
     if !roles.is_up {
-        for (schema, migrator) in roles.services().filter_map(Role::schema) {
-            kit::db::check(url.expose(), schema, migrator).await.map_err(|fail| fail.message().to_owned())?;
-        }
+        let checked = kit::db::check(url.expose(), &database::schemas(roles.services())).await;
+        checked.map_err(|fail| fail.message().to_owned())?;
         return Ok(format!("version {}, and its schemas are at this version", server.version));
     }
-    if !(server.may_create_roles && server.may_create_schemas) {
+    let lacks = kit::db::lacks(url.expose(), &database::schemas(Role::ALL)).await;
+    let lacks = lacks.map_err(|fail| told(&fail, "database_url"))?;
+    if !(lacks.is_empty() || server.may_create_roles && server.may_create_schemas) {
         return Err(format!(
             "version {}; the user of database_url may not create roles and schemas: grant it createrole and create on the \
-             database, or let an administrator run `guildhall migrate` once",
-            server.version
+             database, or let an administrator run there: {};",
+            server.version,
+            lacks.join("; ")
         ));
     }
     Ok(format!("version {}, with the rights to migrate", server.version))

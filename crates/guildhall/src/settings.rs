@@ -245,6 +245,14 @@ impl Settings {
         if u64::from(self.process.drain_s) <= worker_s {
             faults.push(format!("drain_s must be more than {worker_s}, the seconds in which the worker stops"));
         }
+        if let Some(clause) = self.process.database_url.as_ref().and_then(|url| kit::db::url_fault(url.expose())) {
+            faults.push(format!("database_url {clause}"));
+        }
+        if let Some(url) = &self.process.storage_url
+            && !["file:///", "s3://"].iter().any(|start| url.starts_with(start))
+        {
+            faults.push(format!("storage_url must begin with file:/// or s3://, not `{url}`"));
+        }
         let is_s3 = self.process.storage_url.as_deref().is_some_and(|url| url.starts_with("s3:"));
         if is_s3 && (self.process.storage_access_key.is_none() || self.process.storage_secret_key.is_none()) {
             faults.push("storage_url is of S3, which needs storage_access_key and storage_secret_key".to_owned());

@@ -5,6 +5,8 @@
 //! their names derive from the database's: `<database>_jobs`. They cannot log in: a connection logs in as the URL says
 //! and then takes the service's role on.
 
+mod rights;
+
 use std::{str::FromStr as _, time::Duration};
 
 use sqlx::{
@@ -14,6 +16,7 @@ use sqlx::{
 };
 
 use crate::{Fail, Kind};
+use rights::Rights;
 
 /// A service's place in the database: its schema, and what its role's name ends in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,57 +79,96 @@ pub async fn connect(url: &str, schema: Schema, connections_max: u32) -> Result<
 /// from several processes at once.
 ///
 /// # Errors
-/// `database_unavailable`; `config.database_rights` when the URL's user may not create roles or schemas;
-/// `internal` when a migration fails or was changed after it had been applied.
+/// As [`migrate_all`].
 pub async fn migrate(url: &str, schema: Schema, migrator: &Migrator) -> Result<(), Fail> {
+    migrate_all(url, &[(schema, migrator)]).await.map(drop)
+}
+
+/// As [`migrate`], for several services, whose schemas and roles are made before any migration is applied; tells how many
+/// migrations each still lacked. Where all is there already, it needs no right but to take the roles on.
+///
+/// # Errors
+/// `database_unavailable`; `config.database_login`, `config.database_missing`; `config.database_rights` when the URL's user
+/// may not create what is missing, with what an administrator has to run; `internal` when a migration fails or was changed
+/// after it had been applied.
+pub async fn migrate_all(url: &str, services: &[(Schema, &Migrator)]) -> Result<Vec<(Schema, usize)>, Fail> {
     let options = options(url, "migrate")?;
-    let role = quoted(&role_name(&options, schema));
-    let mut connection = PgConnection::connect_with(&options).await?;
-    create_role_and_schema(&mut connection, schema, &role).await?;
-    let set_out = format!("set role {role}; set search_path to {}; {NOTICE_THE_VANISHED}", schema.name());
-    connection.execute(AssertSqlSafe(set_out)).await?;
-    migrator.run(&mut connection).await.map_err(Fail::internal)?;
+    let mut connection = log_in(&options).await?;
+    create_roles_and_schemas(&mut connection, &places(&options, services)).await?;
+    let mut lacked = Vec::with_capacity(services.len());
+    for (schema, migrator) in services {
+        // The migrator makes its table anew each time, and Postgres would notice each time that it is there.
+        let set_out = format!(
+            "set role {}; set search_path to {}; set client_min_messages = 'warning'; {NOTICE_THE_VANISHED}",
+            quoted(&role_name(&options, *schema)),
+            schema.name()
+        );
+        connection.execute(AssertSqlSafe(set_out)).await?;
+        let applied = applied(&mut connection, *schema).await?;
+        migrator.run(&mut connection).await.map_err(Fail::internal)?;
+        connection.execute("reset role").await?;
+        let count = migrator.iter().filter(|migration| !applied.contains(&migration.version)).count();
+        lacked.push((*schema, count));
+    }
+    connection.close().await?;
+    Ok(lacked)
+}
+
+/// Refuses a service's schema that lacks a migration of this version, and a login that may not act as a service. A schema
+/// that has more is a newer version's, which keeps to what this one needs.
+///
+/// # Errors
+/// `config.schema` and `config.database_rights` with the way out; `config.database_login`, `config.database_missing`;
+/// `database_unavailable`.
+pub async fn check(url: &str, services: &[(Schema, &Migrator)]) -> Result<(), Fail> {
+    let options = options(url, "check")?;
+    let mut connection = log_in(&options).await?;
+    let rights = Rights::find(&mut connection, &places(&options, services)).await?;
+    if !rights.lack_a_place() && !rights.statements().is_empty() {
+        return Err(rights.lacking());
+    }
+    for (schema, migrator) in services {
+        let applied = if rights.lack_a_place() {
+            Vec::new()
+        } else {
+            let take_role = format!("set role {}", quoted(&role_name(&options, *schema)));
+            connection.execute(AssertSqlSafe(take_role)).await?;
+            applied(&mut connection, *schema).await?
+        };
+        if let Some(missing) = migrator.iter().find(|migration| !applied.contains(&migration.version)) {
+            return Err(Fail::new(
+                Kind::Conflict,
+                "config.schema",
+                format!(
+                    "The schema `{}` is older than this version: it lacks the migration {:04}. Run `guildhall migrate` first.",
+                    schema.name(),
+                    missing.version
+                ),
+            ));
+        }
+    }
     connection.close().await?;
     Ok(())
 }
 
-/// Refuses a service's schema that lacks a migration of this version. One that has more is a newer version's, which keeps
-/// to what this one needs.
+/// The statements that an administrator has to run before [`migrate_all`] can go on with a login that may create nothing;
+/// none where the roles, schemas and grants are there.
 ///
 /// # Errors
-/// `config.schema` with the way out; `database_unavailable`.
-pub async fn check(url: &str, schema: Schema, migrator: &Migrator) -> Result<(), Fail> {
-    let options = options(url, "check")?;
-    let role = quoted(&role_name(&options, schema));
-    let mut connection = PgConnection::connect_with(&options).await?;
-    let applied = async {
-        connection.execute(AssertSqlSafe(format!("set role {role}"))).await?;
-        let sql = format!("select version from {}._sqlx_migrations where success", schema.name());
-        sqlx::query_scalar::<_, i64>(AssertSqlSafe(sql)).fetch_all(&mut connection).await
-    };
-    let applied = match applied.await {
-        Ok(applied) => applied,
-        // There is no such role (22023 from `set role`), schema or table: nothing was ever applied.
-        Err(sqlx::Error::Database(error))
-            if error.code().is_some_and(|code| ["22023", "3F000", "42P01"].contains(&code.as_ref())) =>
-        {
-            Vec::new()
-        }
-        Err(error) => return Err(error.into()),
-    };
+/// As [`check`], but for what is missing.
+pub async fn lacks(url: &str, services: &[(Schema, &Migrator)]) -> Result<Vec<String>, Fail> {
+    let options = options(url, "lacks")?;
+    let mut connection = log_in(&options).await?;
+    let rights = Rights::find(&mut connection, &places(&options, services)).await?;
     connection.close().await?;
-    match migrator.iter().find(|migration| !applied.contains(&migration.version)) {
-        None => Ok(()),
-        Some(missing) => Err(Fail::new(
-            Kind::Conflict,
-            "config.schema",
-            format!(
-                "The schema `{}` is older than this version: it lacks the migration {:04}. Run `guildhall migrate` first.",
-                schema.name(),
-                missing.version
-            ),
-        )),
-    }
+    Ok(rights.statements())
+}
+
+/// Why `url` cannot be the URL of a database, as a clause; nothing for one that can.
+pub fn url_fault(url: &str) -> Option<&'static str> {
+    let is_postgres = ["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme));
+    let is_url = is_postgres && PgConnectOptions::from_str(url).is_ok();
+    (!is_url).then_some("must be as postgresql://user:password@host/database")
 }
 
 /// A database server as it answers, for readiness and for `doctor`.
@@ -135,7 +177,8 @@ pub struct Server {
     /// As it says itself: `15.18 (Debian 15.18-0+deb12u1)`.
     pub version: String,
     pub major: u32,
-    /// Whether the URL's user may create the services' roles and schemas. Where they are there already, it need not.
+    /// Whether the URL's user may create the services' roles and schemas. Where they are there already, it need not: see
+    /// [`lacks`].
     pub may_create_roles: bool,
     pub may_create_schemas: bool,
 }
@@ -143,9 +186,10 @@ pub struct Server {
 /// Asks the server who it is, over a connection of its own.
 ///
 /// # Errors
-/// `database_unavailable`; a URL that does not parse is `config.database_url`.
+/// `database_unavailable`, `config.database_login`, `config.database_missing`; a URL that does not parse is
+/// `config.database_url`.
 pub async fn inspect(url: &str) -> Result<Server, Fail> {
-    let mut connection = PgConnection::connect_with(&options(url, "inspect")?).await?;
+    let mut connection = log_in(&options(url, "inspect")?).await?;
     let row = sqlx::query(
         "select current_setting('server_version') as version,
                 current_setting('server_version_num')::int / 10000 as major,
@@ -173,37 +217,70 @@ pub fn measure(schema: Schema, pool: &PgPool) {
     }
 }
 
-async fn create_role_and_schema(connection: &mut PgConnection, schema: Schema, role: &str) -> Result<(), Fail> {
-    let name = schema.name();
+/// A service's place in one database.
+#[derive(Debug, Clone)]
+struct Place {
+    schema: Schema,
+    role: String,
+}
+
+fn places(options: &PgConnectOptions, services: &[(Schema, &Migrator)]) -> Vec<Place> {
+    services.iter().map(|(schema, _)| Place { schema: *schema, role: role_name(options, *schema) }).collect()
+}
+
+/// # Errors
+/// Of what the settings say wrongly: `config.database_login`, `config.database_missing`. `database_unavailable`.
+async fn log_in(options: &PgConnectOptions) -> Result<PgConnection, Fail> {
+    PgConnection::connect_with(options).await.map_err(|error| {
+        let code = match &error {
+            sqlx::Error::Database(error) => error.code().unwrap_or_default().into_owned(),
+            _ => String::new(),
+        };
+        match code.as_str() {
+            // invalid_authorization_specification and invalid_password.
+            "28000" | "28P01" => Fail::forbidden(
+                "config.database_login",
+                "Postgres does not let this user in: check the user and the password in database_url.",
+            )
+            .caused_by(error),
+            // invalid_catalog_name.
+            "3D000" => Fail::not_found(
+                "config.database_missing",
+                "There is no such database: create it, or check the name in database_url.",
+            )
+            .caused_by(error),
+            _ => error.into(),
+        }
+    })
+}
+
+/// The migrations that were applied, by a connection that acts as the service.
+async fn applied(connection: &mut PgConnection, schema: Schema) -> Result<Vec<i64>, Fail> {
+    let sql = format!("select version from {}._sqlx_migrations where success", schema.name());
+    match sqlx::query_scalar::<_, i64>(AssertSqlSafe(sql)).fetch_all(connection).await {
+        Ok(applied) => Ok(applied),
+        // There is no such table: nothing was ever applied.
+        Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("42P01") => Ok(Vec::new()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn create_roles_and_schemas(connection: &mut PgConnection, places: &[Place]) -> Result<(), Fail> {
     // One transaction under a lock of the whole cluster's migrations: `create role` knows no `if not exists`.
-    let sql = format!(
-        "begin;
-         select pg_advisory_xact_lock(hashtextextended('guildhall.migrate', 0));
-         do $$ begin
-           if not exists (select from pg_roles where rolname = '{literal}') then create role {role} nologin; end if;
-           if not pg_has_role(current_user, '{literal}', 'member') or current_setting('is_superuser') = 'off' then
-             execute format('grant {role} to %I', current_user);
-           end if;
-           if not exists (select from pg_namespace where nspname = '{name}') then
-             create schema {name} authorization {role};
-           end if;
-         end $$;
-         commit;",
-        literal = role.trim_matches('"').replace('\'', "''"),
-    );
-    connection.execute(AssertSqlSafe(sql)).await.map_err(|error| match &error {
-        // 42501: insufficient_privilege.
-        sqlx::Error::Database(db) if db.code().as_deref() == Some("42501") => Fail::forbidden(
-            "config.database_rights",
-            format!(
-                "The database user may not create the role {role} or the schema `{name}`. Let an administrator run: \
-                 create role {role} nologin; grant {role} to <user>; create schema {name} authorization {role};"
-            ),
-        )
-        .caused_by(error),
-        _ => error.into(),
-    })?;
-    Ok(())
+    let begin = "begin; select pg_advisory_xact_lock(hashtextextended('guildhall.migrate', 0))";
+    connection.execute(begin).await?;
+    let rights = Rights::find(connection, places).await?;
+    match rights.make_good(connection).await {
+        Ok(()) => {
+            connection.execute("commit").await?;
+            Ok(())
+        }
+        // insufficient_privilege
+        Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("42501") => {
+            Err(rights.lacking().caused_by(error))
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn options(url: &str, what: &str) -> Result<PgConnectOptions, Fail> {

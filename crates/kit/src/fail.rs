@@ -234,8 +234,14 @@ impl fmt::Display for Fail {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({})", self.0.message, self.0.code)?;
         let mut cause: Option<&(dyn StdError + 'static)> = self.0.source.as_deref().map(|s| s as _);
+        let mut said = String::new();
         while let Some(error) = cause {
-            write!(f, ": {error}")?;
+            // Some errors end in the words of their own cause, which need not be read twice.
+            let words = error.to_string();
+            if !said.ends_with(&words) {
+                write!(f, ": {words}")?;
+            }
+            said = words;
             cause = error.source();
         }
         Ok(())
@@ -370,6 +376,15 @@ mod tests {
         assert_eq!(back.violations()[0].pointer, "/jobs/3/args/file_id");
         assert_eq!(back.violations()[0].code, "required");
         assert_eq!(back.retry_after_hint(), Some(Duration::from_secs(7)));
+    }
+
+    #[test]
+    fn a_cause_that_tells_its_own_cause_is_not_told_twice() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("the line broke: {0}")]
+        struct Outer(#[source] std::io::Error);
+        let fail = Fail::internal(Outer(std::io::Error::other("a hare bit it")));
+        assert_eq!(fail.to_string(), "Something went wrong on our side. (internal): the line broke: a hare bit it");
     }
 
     #[test]

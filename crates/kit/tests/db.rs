@@ -56,3 +56,61 @@ async fn calls_that_gave_up_on_a_vanished_server_leave_connections_to_others() {
     // Within what any caller waits for a connection.
     sqlx::query("select").execute(&pool).await.unwrap();
 }
+
+/// A login that may create nothing, in a database of its own.
+async fn plain_login(database: &TestDatabase) -> String {
+    let name: String = sqlx::query_scalar("select current_database()").fetch_one(database.pool()).await.unwrap();
+    let sql = format!("create role {name}_plain login password 'plain'");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(database.pool()).await.unwrap();
+    let mut url = url::Url::parse(database.url()).unwrap();
+    url.set_username(&format!("{name}_plain")).unwrap();
+    url.set_password(Some("plain")).unwrap();
+    url.to_string()
+}
+
+#[tokio::test]
+async fn what_an_administrator_is_told_to_run_is_all_that_a_plain_login_needs() {
+    let database = testing::database("rights").await;
+    let url = plain_login(&database).await;
+    let nothing = sqlx::migrate::Migrator::DEFAULT;
+    let services = [(SVC, &nothing), (Schema::new("other"), &nothing)];
+
+    let refused = db::migrate_all(&url, &services).await.unwrap_err();
+    assert_eq!(refused.code(), "config.database_rights");
+    let statements = db::lacks(&url, &services).await.unwrap();
+    assert_eq!(statements.len(), 5, "two roles, two schemas and one grant: {statements:?}");
+    assert!(refused.message().ends_with(&format!("{};", statements.join("; "))), "{refused}");
+
+    let sql = statements.join(";");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(database.pool()).await.unwrap();
+    db::migrate_all(&url, &services).await.unwrap();
+    db::check(&url, &services).await.unwrap();
+    assert_eq!(db::lacks(&url, &services).await.unwrap(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn where_an_administrator_has_migrated_a_plain_login_needs_the_grants_alone() {
+    let database = testing::database("granted").await;
+    let url = plain_login(&database).await;
+    let nothing = sqlx::migrate::Migrator::DEFAULT;
+    let services = [(SVC, &nothing), (Schema::new("other"), &nothing)];
+    db::migrate_all(database.url(), &services).await.unwrap();
+
+    let refused = db::check(&url, &services).await.unwrap_err();
+    assert_eq!(refused.code(), "config.database_rights");
+    let statements = db::lacks(&url, &services).await.unwrap();
+    let [grant] = statements.as_slice() else { panic!("{statements:?}") };
+    assert!(grant.starts_with("grant "), "{grant}");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(grant.clone())).execute(database.pool()).await.unwrap();
+    db::check(&url, &services).await.unwrap();
+    db::migrate_all(&url, &services).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_login_or_a_database_that_is_not_there_is_told_as_what_it_is() {
+    let database = testing::database("login").await;
+    let mut url = url::Url::parse(&plain_login(&database).await).unwrap();
+    url.set_path("/nowhere");
+    assert_eq!(db::inspect(url.as_str()).await.unwrap_err().code(), "config.database_missing");
+    assert!(db::url_fault("mysql://x").is_some() && db::url_fault(database.url()).is_none());
+}

@@ -203,13 +203,14 @@ async fn every_default_that_the_default_file_shows_can_be_written_down() {
 }
 
 #[tokio::test]
-async fn migrate_prepares_a_database_and_doctor_finds_everything_well() {
+async fn doctor_finds_everything_well_and_migrate_wants_to_be_told_which_database() {
     let house = House::closed(&[]);
-    for command in ["doctor", "migrate", "migrate", "doctor"] {
+    for (command, code) in [("doctor", 0), ("migrate", 64)] {
         let output = house.command(&[command]).output().await.expect("it starts");
         let said = String::from_utf8_lossy(&output.stdout);
-        assert_eq!(output.status.code(), Some(0), "{command}: {said}{}", house.log());
+        assert_eq!(output.status.code(), Some(code), "{command}: {said}{}", house.log());
     }
+    assert!(house.log().contains("database_url must be said for `migrate`"), "{}", house.log());
 }
 
 #[tokio::test]

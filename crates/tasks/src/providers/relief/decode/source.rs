@@ -64,7 +64,6 @@ mod tests {
     use super::*;
 
     #[test]
-    #[expect(clippy::unwrap_used, reason = "a test")]
     fn every_way_of_seeking_finds_the_byte_that_stands_there() {
         let bytes: Vec<u8> = (0..2 * BUFFER_BYTES + 1000).map(|n| (n % 251) as u8).collect();
         let directory = tempfile::tempdir().unwrap();
