@@ -164,7 +164,7 @@ async fn open(url: &str, registry: Registry, ground: &Ground, tasks: &Tasks) -> 
         settings: worker::Settings::default(),
         registry,
         jobs: jobs_peer.clone(),
-        credential: Credential::new(auth_peer.clone(), key),
+        credential: Credential::new(auth_peer.clone(), key, "worker_key"),
         storage,
         scratch_dir: ground.empty_folder("scratch")?,
         slot_command: SlotCommand { program: ground.guildhall.clone(), args: vec!["run-slot".into()] },

@@ -13,7 +13,7 @@ use std::{
 use kit::{
     Fail, Secret,
     bus::{Bus, State},
-    grpc::Peer,
+    grpc::{Credential, Peer},
     private_postgres,
     storage::Storage,
     tasks::Tasks,
@@ -217,6 +217,7 @@ async fn rabbitmq(url: &Secret) -> Finding {
 async fn others(settings: &Settings, roles: &Roles) -> Vec<(&'static str, Finding)> {
     let tasks = Tasks::new();
     let process = &settings.process;
+    let mut auth = None;
     let tls = match process.tls_files().map(|files| Tls::open(files, &tasks)).transpose() {
         Ok(tls) => tls,
         Err(fail) => return vec![("certificates", Err(fail.message().to_owned()))],
@@ -229,7 +230,12 @@ async fn others(settings: &Settings, roles: &Roles) -> Vec<(&'static str, Findin
                 Err(fail) => return vec![(role.name(), Err(fail.message().to_owned()))],
             };
             let finding = match tokio::time::timeout(ANSWER_WITHIN, peer.connected()).await {
-                Ok(()) => Ok(format!("{url} serves")),
+                Ok(()) => {
+                    if role == Role::Auth {
+                        auth = Some(peer);
+                    }
+                    Ok(format!("{url} serves"))
+                }
                 Err(_) => Err(format!(
                     "nobody serves at {url}: start it, or check {}_url and the certificates of both ends",
                     role.name()
@@ -238,8 +244,25 @@ async fn others(settings: &Settings, roles: &Roles) -> Vec<(&'static str, Findin
             findings.push((role.name(), finding));
         }
     }
+    if let Some(auth) = auth {
+        let worker_key = process.worker_key.as_ref().filter(|_| roles.has(Role::Worker));
+        for (name, key) in [("service_key", process.service_key.as_ref()), ("worker_key", worker_key)] {
+            if let Some(key) = key {
+                findings.push((name, accepted(Credential::new(auth.clone(), key.clone(), name)).await));
+            }
+        }
+    }
     tasks.abort().await;
     findings
+}
+
+/// Whether `auth` takes a key for what it is said to be.
+async fn accepted(credential: Credential) -> Finding {
+    match tokio::time::timeout(ANSWER_WITHIN, credential.call("doctor")).await {
+        Ok(Ok(_)) => Ok("is known to auth".to_owned()),
+        Ok(Err(fail)) => Err(fail.message().to_owned()),
+        Err(_) => Err(format!("auth did not say within {} s whether it knows it", ANSWER_WITHIN.as_secs())),
+    }
 }
 
 fn told(fail: &Fail, setting: &str) -> String {

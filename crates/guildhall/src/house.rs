@@ -87,7 +87,9 @@ impl House {
         }
         let services = Services::open(&ground).await?;
         inside.pools = services.pools();
+        let credential = services.reporter(roles)?;
         inside.stands_on_auth(&services.peer(Role::Auth)?);
+        inside.stands_on_key(&credential);
         if roles.elsewhere().contains(&Role::Jobs) {
             inside.stands_on_peer("jobs", &services.peer(Role::Jobs)?);
         }
@@ -103,7 +105,7 @@ impl House {
         }
         let reporter = Reporter {
             admin: services.peer(Role::Admin)?,
-            credential: services.reporter(roles)?,
+            credential,
             roles: roles.names(),
             version: env!("CARGO_PKG_VERSION"),
             checks: ground.with_bus(inside.checks.clone()),

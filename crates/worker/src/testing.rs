@@ -132,7 +132,7 @@ impl House {
             settings,
             registry,
             jobs: peer.clone(),
-            credential: Credential::new(peer, Secret::new("gld_test_key".to_owned())),
+            credential: Credential::new(peer, Secret::new("gld_test_key".to_owned()), "worker_key"),
             storage: storage.clone(),
             scratch_dir: folder.path().join("scratch"),
             slot_command: SlotCommand { program: slot_program.into(), args: Vec::new() },

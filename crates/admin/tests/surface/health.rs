@@ -167,7 +167,7 @@ async fn a_process_tells_of_itself_what_its_checks_and_its_outbox_say() {
     let auth = Peer::local(Routes::new(ServiceKeysServer::new(Keys)), &Guard::new(nobody));
     let reporter = Reporter {
         admin: house.peer.clone(),
-        credential: Credential::new(auth, Secret::new("gld_test_key".to_owned())),
+        credential: Credential::new(auth, Secret::new("gld_test_key".to_owned()), "service_key"),
         roles: vec!["admin", "worker"],
         version: "1.2.3",
         checks: Checks::default()

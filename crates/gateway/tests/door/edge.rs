@@ -181,7 +181,7 @@ async fn settings_that_cannot_work_are_told_at_start() {
             storage: kit::storage::Storage::open(&format!("file://{}", folder.path().display()), None, None).unwrap(),
             clock: kit::Clock::system(),
             tasks: kit::tasks::Tasks::new(),
-            credential: Credential::new(peer, kit::Secret::default()),
+            credential: Credential::new(peer, kit::Secret::default(), "service_key"),
         });
         started.await.map(drop).map_err(|fail| fail.code().to_owned())
     };

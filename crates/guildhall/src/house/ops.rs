@@ -7,7 +7,7 @@ use axum::{Json, Router, extract::State, http::StatusCode, routing::get};
 use kit::{
     Fail, Secret,
     db::Schema,
-    grpc::{Call, Peer},
+    grpc::{Call, Credential, Peer},
     health::{Checked, Checks},
     storage::Storage,
     tasks::Tasks,
@@ -58,6 +58,15 @@ impl Inside {
         self.check("auth", move || {
             let mut keys = SigningKeysClient::new(auth.clone());
             async move { Ok(keys.list(Call::anonymous("readyz").request(ListSigningKeysRequest {})).await.map(drop)?) }
+        });
+    }
+
+    /// That `auth` knows this process: without it nothing that it asks for itself is answered, and nobody sees how it fares.
+    pub(super) fn stands_on_key(&mut self, credential: &Credential) {
+        let credential = credential.clone();
+        self.check("service_key", move || {
+            let credential = credential.clone();
+            async move { credential.call("readyz").await.map(drop) }
         });
     }
 

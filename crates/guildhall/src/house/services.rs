@@ -146,7 +146,7 @@ impl Services {
     /// # Errors
     /// `internal` where the settings were not held to it.
     pub(super) fn credential(&self) -> Result<Credential, Fail> {
-        Ok(Credential::new(self.peer(Role::Auth)?, self.keys.service()?))
+        Ok(Credential::new(self.peer(Role::Auth)?, self.keys.service()?, "service_key"))
     }
 
     /// What a process shows that tells how it fares.
@@ -156,7 +156,7 @@ impl Services {
     pub(super) fn reporter(&self, roles: &Roles) -> Result<Credential, Fail> {
         match roles.any(Role::shows_service_key) {
             true => self.credential(),
-            false => Ok(Credential::new(self.peer(Role::Auth)?, self.keys.worker()?)),
+            false => Ok(Credential::new(self.peer(Role::Auth)?, self.keys.worker()?, "worker_key")),
         }
     }
 }

@@ -101,7 +101,7 @@ pub(super) fn worker(ground: &Ground<'_>, services: &Services) -> Result<worker:
         settings: settings.worker.clone(),
         registry: tasks::registry(settings.process.demo_tasks.unwrap_or(ground.roles.is_up)),
         jobs: services.peer(Role::Jobs)?,
-        credential: Credential::new(services.peer(Role::Auth)?, services.keys.worker()?),
+        credential: Credential::new(services.peer(Role::Auth)?, services.keys.worker()?, "worker_key"),
         storage: ground.storage()?,
         scratch_dir: ground.data_dir.folder("scratch")?,
         slot_command: slot_command(),

@@ -192,6 +192,24 @@ async fn whoever_waits_for_roles_that_are_away_stops_as_soon_as_it_is_asked_to()
     }
 }
 
+#[tokio::test(flavor = \"multi_thread\")]
+async fn a_key_that_auth_does_not_know_is_told_by_its_setting_and_makes_a_process_unready() {
+    let mut place = Place::new().await;
+    place.migrate().await;
+    let services = place.start("services", SERVICES, &[("grpc_listen", "127.0.0.1:0")]).await;
+    place.others_are_at(&services);
+    let wrong = auth::new_service_key().expect("randomness").expose().clone();
+    for name in ["service_key", "worker_key"] {
+        let (code, said) = place.run("doctor", &["doctor", "worker"], &[(name, &wrong)]).await;
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains(&format!("auth does not know the {name} of this process")), "{said}");
+    }
+    let gateway = place.start("gateway", &["serve", "gateway"], &[("service_key", &wrong)]).await;
+    assert!(!gateway.is_ready().await);
+    gateway.close().await;
+    services.close().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn two_auths_that_start_at_once_make_one_administrator_and_both_let_it_in() {
     let mut place = Place::new().await;

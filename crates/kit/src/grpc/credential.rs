@@ -20,6 +20,7 @@ pub struct Credential(Arc<Inner>);
 struct Inner {
     auth: Peer,
     key: Secret,
+    setting: &'static str,
     token: Mutex<Option<Token>>,
 }
 
@@ -31,16 +32,16 @@ struct Token {
 }
 
 impl Credential {
-    /// `key` is a service key `gld_<id>_<secret>`; what its calls may do is its scope.
+    /// `key` is a service key `gld_<id>_<secret>`; what its calls may do is its scope. `setting` is where people said it.
     #[must_use]
-    pub fn new(auth: Peer, key: Secret) -> Self {
-        Self(Arc::new(Inner { auth, key, token: Mutex::new(None) }))
+    pub fn new(auth: Peer, key: Secret, setting: &'static str) -> Self {
+        Self(Arc::new(Inner { auth, key, setting, token: Mutex::new(None) }))
     }
 
     /// The context of a call that shows a live token.
     ///
     /// # Errors
-    /// As `ServiceKeys/Exchange`; `unavailable` when `auth` is away.
+    /// As `ServiceKeys/Exchange`, with the name of the setting; `unavailable` when `auth` is away.
     pub async fn call(&self, request_id: &str) -> Result<Call, Fail> {
         Ok(Call::with_token(self.token().await?, request_id))
     }
@@ -62,7 +63,8 @@ impl Credential {
         let mut client = ServiceKeysClient::new(self.0.auth.clone());
         let answer = tokio::time::timeout(ANSWER_WITHIN, client.exchange(request))
             .await
-            .map_err(|_| Fail::unavailable("unavailable", "A part of the system is away for the moment."))??
+            .map_err(|_| Fail::unavailable("unavailable", "A part of the system is away for the moment."))?
+            .map_err(|status| self.named(status.into()))?
             .into_inner();
         let fresh = Token {
             secret: Secret::new(answer.access_token),
@@ -70,5 +72,17 @@ impl Credential {
         };
         *token = Some(fresh.clone());
         Ok(fresh.secret)
+    }
+
+    /// A key that `auth` does not know was said wrongly here or there, and whoever reads of it has to know which.
+    fn named(&self, fail: Fail) -> Fail {
+        if fail.code() != "auth.invalid_service_key" {
+            return fail;
+        }
+        let setting = self.0.setting;
+        Fail::unauthenticated(
+            fail.code().to_owned(),
+            format!("auth does not know the {setting} of this process: give both the same {setting}."),
+        )
     }
 }

@@ -93,7 +93,7 @@ impl House {
             storage,
             clock: clock.clone(),
             tasks: tasks.clone(),
-            credential: Credential::new(auth_peer, Secret::new("gld_test_key".into())),
+            credential: Credential::new(auth_peer, Secret::new("gld_test_key".into()), "service_key"),
         })
         .await
         .unwrap();
