@@ -12,6 +12,7 @@ use super::{
     lists,
     screen::{Screen, Tone},
     table::{Cell, Column, Table},
+    user,
 };
 
 #[derive(Debug, Deserialize)]
@@ -37,10 +38,14 @@ pub(super) async fn run(args: &AuditArgs, screen: &Screen) -> Result<Outcome, Er
 
 async fn list(api: &Api, args: &AuditList, screen: &Screen) -> Result<Outcome, Error> {
     let time = |at: Option<DateTime<Utc>>| at.map(|at| at.to_rfc3339_opts(SecondsFormat::AutoSi, true));
+    let actor = match &args.actor {
+        Some(actor) => Some(user::id_of(api, actor).await?),
+        None => None,
+    };
     let (after, before) = (time(args.after), time(args.before));
     let optional = [
         ("service", &args.service),
-        ("actor_id", &args.actor),
+        ("actor_id", &actor),
         ("action", &args.action),
         ("target_id", &args.target),
         ("outcome", &args.outcome),

@@ -121,7 +121,7 @@ async fn list_queues(api: &Api, screen: &Screen) -> Result<Outcome, Error> {
         queues.items.iter().for_each(|queue| screen.print(&words::plain(&queue.name)));
         return Ok(Outcome::Done);
     }
-    const SHOWN: [&str; 5] = ["queued", "running", "scheduled", "suspended", "failed"];
+    const SHOWN: [&str; 5] = ["queued", "running", "cancelling", "scheduled", "suspended"];
     let columns = [Column::flexible("queue"), Column::left("is")].into_iter().chain(SHOWN.map(Column::right));
     let mut table = Table::new(columns.collect::<Vec<_>>());
     for queue in &queues.items {
@@ -187,7 +187,8 @@ pub(super) async fn workers(args: &WorkerArgs, screen: &Screen) -> Result<Outcom
                 (&worker.host).into(),
                 Cell::new(format!("{}/{}", worker.running, worker.slots), tone),
                 seen.into(),
-                worker.queues.join(", ").into(),
+                // None named is none left out.
+                if worker.queues.is_empty() { "every queue".to_owned() } else { worker.queues.join(", ") }.into(),
             ]);
         }
         table

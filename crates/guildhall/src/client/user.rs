@@ -158,9 +158,11 @@ fn signed_out(answer: &Value, screen: &Screen) -> Result<Outcome, Error> {
 }
 
 /// The id of the user who is named so.
-async fn id_of(api: &Api, user: &str) -> Result<String, Error> {
+pub(super) async fn id_of(api: &Api, user: &str) -> Result<String, Error> {
     if !user.contains('@') {
-        return Ok(user.to_owned());
+        let is_id = uuid::Uuid::parse_str(user).is_ok();
+        let wrong = || Error::Usage(format!("{} is no id and no address.", words::plain(user)));
+        return is_id.then(|| user.to_owned()).ok_or_else(wrong);
     }
     let page: Page<User> = api.get(&["admin", "users"], &[("email", user)]).await?;
     let found = page.items.into_iter().next().map(|user| user.id);

@@ -69,7 +69,7 @@ fn the_audit_log_is_a_line_an_act_and_every_filter_is_passed_on() {
     let person = Person::signed_in(&server);
     let filters = [
         ["--service", "auth"],
-        ["--actor", ADA],
+        ["--actor", "bob@example.org"],
         ["--action", "user.disable"],
         ["--target", BOB],
         ["--outcome", "done"],
@@ -86,12 +86,14 @@ fn the_audit_log_is_a_line_an_act_and_every_filter_is_passed_on() {
     );
     assert_eq!(output.stdout, expected);
     let asked = format!(
-        "GET audit?service=auth&actor_id={ADA}&action=user.disable&target_id={BOB}&outcome=done&request_id=request-1\
+        "GET audit?service=auth&actor_id={BOB}&action=user.disable&target_id={BOB}&outcome=done&request_id=request-1\
          &after=2026-01-01T12%3A00%3A00Z&before=2026-01-02T00%3A00%3A00.500Z&limit=50"
     );
-    assert_eq!(server.script().admin.asked[0].0, asked);
+    assert_eq!(server.script().admin.asked[1].0, asked);
     assert_eq!(person.run(&["audit", "list", "--json"]).json()["items"][0]["remote_address"], "192.0.2.7");
-    assert_eq!(person.run(&["audit", "list", "--outcome", "perhaps"]).code, 64);
+    for (option, wrong) in [("--outcome", "perhaps"), ("--service", "cellar"), ("--actor", "123")] {
+        assert_eq!(person.run(&["audit", "list", option, wrong]).code, 64);
+    }
 }
 
 #[test]

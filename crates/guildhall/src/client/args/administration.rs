@@ -5,6 +5,9 @@ use clap::{Args, Subcommand};
 
 use super::{Common, PageArgs};
 
+/// What a user may be. The role `service` is of accounts alone.
+const ROLES: [&str; 5] = ["customer", "vendor", "reviewer", "operator", "admin"];
+
 #[derive(Debug, Args)]
 pub(crate) struct UserArgs {
     #[command(flatten)]
@@ -41,7 +44,7 @@ pub(crate) enum UserVerb {
     Roles {
         /// An id or an email address
         user: String,
-        #[arg(required = true, value_name = "ROLE")]
+        #[arg(required = true, value_name = "ROLE", value_parser = ROLES)]
         roles: Vec<String>,
         /// Why, for the audit log
         #[arg(long, value_name = "TEXT")]
@@ -64,7 +67,7 @@ pub(crate) struct UserList {
     #[arg(long, value_name = "TEXT")]
     pub(crate) search: Option<String>,
     /// Only those who have this role
-    #[arg(long)]
+    #[arg(long, value_parser = ROLES)]
     pub(crate) role: Option<String>,
     /// Only those who may not sign in
     #[arg(long, conflicts_with = "enabled")]
@@ -92,11 +95,11 @@ pub(crate) enum AuditVerb {
 
 #[derive(Debug, Args)]
 pub(crate) struct AuditList {
-    /// Only what this service recorded: auth, jobs or admin
-    #[arg(long)]
+    /// Only what this service recorded
+    #[arg(long, value_parser = ["auth", "jobs", "admin"])]
     pub(crate) service: Option<String>,
-    /// Only what this user or service account did
-    #[arg(long, value_name = "ID")]
+    /// Only what this user or service account did: an id, or a user's email address
+    #[arg(long, value_name = "USER")]
     pub(crate) actor: Option<String>,
     /// Only this kind of act, like user.disable
     #[arg(long)]
