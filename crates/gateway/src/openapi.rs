@@ -54,6 +54,8 @@ pub(crate) fn document(routes: &[Route], public_url: &str) -> Result<Value, Fail
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"}
         },
         "servers": [{"url": public_url}],
+        // Of no operation: what a path answers to a method that it has none for.
+        "x-codes": {"405": ["request.method_not_allowed"]},
         "tags": tags,
         "paths": paths,
         "components": {

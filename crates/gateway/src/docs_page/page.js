@@ -1,7 +1,7 @@
 // Reads /api/openapi.json and shows it. Whatever comes from the description is put in as text, never as markup.
 "use strict";
 
-const METHODS = ["get", "post", "delete"];
+const METHODS = ["get", "post", "put", "delete"];
 let api;
 
 // Makes an element: `make("a", {href: "/x"}, "text", child)`.
@@ -214,6 +214,7 @@ function show() {
   const contents = document.querySelector("#contents");
   content.replaceChildren(make("p", {}, ...prose(api.info.description)));
   const codes = new Map();
+  for (const [status, of] of Object.entries(api["x-codes"])) for (const code of of) codes.set(code, status);
   for (const tag of api.tags) {
     const section = make("section", {}, make("h2", {}, tag.name), make("p", {}, ...prose(tag.description)));
     contents.append(make("h2", {}, tag.name));
