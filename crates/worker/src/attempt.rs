@@ -113,7 +113,12 @@ impl Bench {
             span.fail(failure_kind.clone().unwrap_or_default());
         }
         let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        tracing::debug!(job.task = assignment.task, outcome, duration_ms, "an attempt has ended");
+        // A line for each that went well would cost more than a small task does.
+        if outcome == "succeeded" {
+            tracing::debug!(job.task = assignment.task, outcome, duration_ms, "an attempt has ended");
+        } else {
+            tracing::info!(job.task = assignment.task, outcome, failure_kind, duration_ms, "an attempt has ended");
+        }
         let ended = Ended { outcome, failure_kind: failure_kind.as_deref(), took: started.elapsed() };
         self.hooks.each(|hooks| hooks.after_task(&run, &ended));
         slot
