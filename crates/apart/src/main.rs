@@ -42,7 +42,14 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(told) => {
+            // Whoever read may have gone, and then there is nobody to tell.
+            let _unread = told.print();
+            return if told.use_stderr() { ExitCode::from(64) } else { ExitCode::SUCCESS };
+        }
+    };
     tracing_subscriber::fmt().with_max_level(tracing::Level::ERROR).with_writer(std::io::stderr).init();
     let options = match options(args) {
         Ok(options) => options,
