@@ -13,6 +13,7 @@ mod files;
 mod jobs;
 mod queues;
 mod reads;
+mod schedules;
 mod settings;
 mod submissions;
 mod tasks;
