@@ -1,5 +1,6 @@
-//! What `jobs` writes into the audit log: its table of acts. What the engine does by itself is no act, nor is handing jobs
-//! in: `jobs.job.submitted` tells of that. An act that found everything done already, as pausing a paused queue, changes
+//! What `jobs` writes into the audit log: its table of acts. What the engine does by itself is no act, but for the cancel of a
+//! schedule's run that its next occurrence replaces, which is `system`'s; nor is handing jobs in: `jobs.job.submitted`
+//! tells of that. An act that found everything done already, as pausing a paused queue, changes
 //! nothing and leaves no entry.
 
 use kit::audit::Action;
@@ -36,6 +37,58 @@ pub(crate) static REMOVE_FILE: Action = Action {
     fields: &["size_bytes"],
     when: "A file was removed. Refused: another's.",
 };
+pub(crate) static CREATE_SCHEDULE: Action =
+    Action { name: "schedule.create", target: "schedule", fields: &[], when: "A schedule was made." };
+pub(crate) static UPDATE_SCHEDULE: Action = Action {
+    name: "schedule.update",
+    target: "schedule",
+    fields: &["is_timing_changed"],
+    when: "A schedule was given another spec. Refused: another's.",
+};
+pub(crate) static REMOVE_SCHEDULE: Action = Action {
+    name: "schedule.remove",
+    target: "schedule",
+    fields: &[],
+    when: "A schedule was removed. Refused: another's.",
+};
+pub(crate) static PAUSE_SCHEDULE: Action = Action {
+    name: "schedule.pause",
+    target: "schedule",
+    fields: &["is_paused"],
+    when: "A schedule was paused; one that pauses itself leaves no entry. Refused: another's.",
+};
+pub(crate) static RESUME_SCHEDULE: Action = Action {
+    name: "schedule.resume",
+    target: "schedule",
+    fields: &["is_paused"],
+    when: "A schedule was resumed. Refused: another's.",
+};
+pub(crate) static RUN_SCHEDULE: Action = Action {
+    name: "schedule.run",
+    target: "schedule",
+    fields: &["job_id"],
+    when: "A schedule's job was run by hand. Refused: another's.",
+};
+pub(crate) static BACKFILL_SCHEDULE: Action = Action {
+    name: "schedule.backfill",
+    target: "schedule",
+    fields: &["occurrences"],
+    when: "Occurrences of a past span that had not run are run. Refused: another's.",
+};
 
 /// All of them.
-pub static ACTS: [&Action; 6] = [&CANCEL_JOB, &RETRY_JOB, &CANCEL_BATCH, &PAUSE_QUEUE, &RESUME_QUEUE, &REMOVE_FILE];
+pub static ACTS: [&Action; 13] = [
+    &CANCEL_JOB,
+    &RETRY_JOB,
+    &CANCEL_BATCH,
+    &PAUSE_QUEUE,
+    &RESUME_QUEUE,
+    &REMOVE_FILE,
+    &CREATE_SCHEDULE,
+    &UPDATE_SCHEDULE,
+    &REMOVE_SCHEDULE,
+    &PAUSE_SCHEDULE,
+    &RESUME_SCHEDULE,
+    &RUN_SCHEDULE,
+    &BACKFILL_SCHEDULE,
+];

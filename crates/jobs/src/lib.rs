@@ -1,5 +1,5 @@
 //! The durable job engine. Nouns stand at the top: [`jobs`] [`batches`] [`queues`] [`tasks`] [`workers`] [`attempts`]
-//! [`files`]; what runs by itself is [`engine`]. Nouns call the engine, and the engine names no noun's handlers.
+//! [`files`] [`schedules`]; what runs by itself is [`engine`]. Nouns call the engine, and the engine names no noun's handlers.
 //!
 //! The way of a job: `jobs.rs` checks and hands over, `engine/submit.rs` inserts, `engine/dispatch.rs` claims,
 //! `workers.rs` assigns over the stream and hears outcomes, `engine/finish.rs` ends the attempt in one transaction with
@@ -26,11 +26,13 @@ use proto::{
     events::outbox_server::OutboxServer,
     jobs::{
         batches_server::BatchesServer, files_server::FilesServer, jobs_server::JobsServer, queues_server::QueuesServer,
-        tasks_server::TasksServer, workers_server::WorkersServer as WorkerListServer,
+        schedules_server::SchedulesServer, tasks_server::TasksServer,
+        workers_server::WorkersServer as WorkerListServer,
     },
     worker::{attempts_server::AttemptsServer, workers_server::WorkersServer},
 };
 use sqlx::PgPool;
+use tokio::sync::Notify;
 use tonic::service::Routes;
 
 pub use acts::ACTS;
@@ -59,6 +61,8 @@ pub(crate) struct Core {
     pub(crate) catalogue: tasks::Catalogue,
     pub(crate) engine: engine::Engine,
     pub(crate) submitter: engine::Group<submissions::Submission, submissions::Taken>,
+    /// A schedule may come due sooner than was known.
+    pub(crate) schedules: Notify,
     pub(crate) tasks: Tasks,
 }
 
@@ -112,9 +116,11 @@ impl Jobs {
             catalogue: tasks::Catalogue::default(),
             engine,
             submitter,
+            schedules: Notify::new(),
             tasks: tasks.clone(),
         });
         start_file_sweeps(&core);
+        schedules::start(&core);
         Ok(Self { core })
     }
 
@@ -129,6 +135,9 @@ impl Jobs {
             .add_service(TasksServer::new(tasks::Tasks::new(Arc::clone(core))))
             .add_service(QueuesServer::new(queues::Queues::new(Arc::clone(core))))
             .add_service(FilesServer::new(files::Files::new(Arc::clone(core))))
+            .add_service(
+                SchedulesServer::new(schedules::Schedules::new(Arc::clone(core))).max_decoding_message_size(bytes_max),
+            )
             .add_service(WorkerListServer::new(workers::Workers(Arc::clone(core))))
             .add_service(WorkersServer::new(workers::Workers(Arc::clone(core))).max_decoding_message_size(bytes_max))
             .add_service(AttemptsServer::new(attempts::Attempts(Arc::clone(core))).max_decoding_message_size(bytes_max))

@@ -19,7 +19,10 @@ use proto::{
 };
 use serde_json::{Value, json};
 
-use crate::support::{Hand, House, User, answer, spec, task};
+use crate::{
+    schedules,
+    support::{Hand, House, User, answer, spec, task},
+};
 
 const REASON: &str = "it is not wanted any more";
 const NOBODYS: &str = "00000000-0000-7000-8000-000000000000";
@@ -396,6 +399,7 @@ async fn entries_tell_what_the_table_lists_and_nothing_that_a_person_typed_but_t
     let file = file(&house, &user, &format!("{MARK}.txt"), 7).await;
     remove(&house, &person(&house, "customer"), &file).await.expect_err("a stranger's");
     remove(&house, &user, &file).await.expect("removed");
+    schedules::every_act(&house, &user, MARK, marked()).await;
 
     let mut seen = BTreeSet::new();
     for entry in acts(&house).await {

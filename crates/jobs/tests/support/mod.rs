@@ -69,6 +69,15 @@ impl House {
         Self { peer, clock, storage, database, tasks, _jobs: jobs, _folder: folder }
     }
 
+    /// Another process of the service on the same database, which runs until what is answered is dropped.
+    pub(crate) async fn replica(&self) -> Replica {
+        let tasks = Tasks::new();
+        let (url, storage) = (self.database.url(), self.storage.clone());
+        let settings = Settings { jobs_connections_max: 8, ..Settings::default() };
+        let jobs = Jobs::start(settings, url, storage, self.clock.clone(), &tasks, false).await.expect("it starts");
+        Replica { tasks, _jobs: jobs }
+    }
+
     /// The database, as its superuser.
     pub(crate) fn pool(&self) -> &PgPool {
         self.database.pool()
@@ -98,6 +107,18 @@ impl House {
 }
 
 impl Drop for House {
+    fn drop(&mut self) {
+        self.tasks.stop();
+    }
+}
+
+/// A second process of a [`House`].
+pub(crate) struct Replica {
+    tasks: Tasks,
+    _jobs: Jobs,
+}
+
+impl Drop for Replica {
     fn drop(&mut self) {
         self.tasks.stop();
     }

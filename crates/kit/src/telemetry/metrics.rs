@@ -80,6 +80,14 @@ pub const METRICS: &[Metric] = &[
     gauge("guildhall_workers", &["profile", "state"], "Connected workers, `ready` or `draining`."),
     gauge("guildhall_batch_drift", &[], "Batches whose counters the reconciler found wrong in its last round."),
     counter(
+        "guildhall_schedule_fires_total",
+        &["outcome"],
+        "Occurrences of schedules: `submitted`, `waiting` for a run before, `skipped` for it, `refused` as the job cannot be \
+         submitted any more, or `existing` as it was submitted before.",
+    ),
+    counter("guildhall_schedule_missed_total", &[], "Occurrences that came due unnoticed and are not made up for."),
+    histogram("guildhall_schedule_lag_seconds", &[], "From an occurrence to the submission of its job."),
+    counter(
         "guildhall_storage_swept_total",
         &["kind"],
         "Objects removed from storage that no row names, and writes that were never finished.",
