@@ -15,7 +15,7 @@ use proto::{
     auth::{sessions_client::SessionsClient, signing_keys_client::SigningKeysClient, users_client::UsersClient},
     jobs::{
         batches_client::BatchesClient, files_client::FilesClient, jobs_client::JobsClient, queues_client::QueuesClient,
-        tasks_client::TasksClient, workers_client::WorkersClient,
+        schedules_client::SchedulesClient, tasks_client::TasksClient, workers_client::WorkersClient,
     },
 };
 
@@ -109,6 +109,7 @@ impl Door {
         batches: BatchesClient over jobs,
         task_client: TasksClient over jobs,
         queues: QueuesClient over jobs,
+        schedules: SchedulesClient over jobs,
         workers: WorkersClient over jobs,
         files: FilesClient over jobs,
         audit: AuditClient over admin,

@@ -17,6 +17,7 @@ const TAGS: &[(&str, &str)] = &[
     ("batches", "Many jobs, and one that runs when all of them are final."),
     ("tasks", "What can be asked for."),
     ("queues", "Where jobs wait."),
+    ("schedules", "Jobs that are submitted again and again, or once at a later time."),
     ("workers", "Who does the work."),
     ("admin", "Users, the audit log, events that could not be handled, and how every process fares."),
     ("meta", "The gateway itself."),

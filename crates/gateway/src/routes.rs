@@ -7,6 +7,7 @@ mod files;
 mod jobs;
 mod meta;
 mod queues;
+mod schedules;
 mod tasks;
 mod users;
 mod workers;
@@ -24,6 +25,7 @@ pub fn all() -> Vec<Route> {
         batches::routes(),
         tasks::routes(),
         queues::routes(),
+        schedules::routes(),
         workers::routes(),
         users::routes(),
         admin::routes(),

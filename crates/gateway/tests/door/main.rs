@@ -12,4 +12,5 @@ mod house;
 mod identity;
 mod input;
 mod live;
+mod schedules;
 mod users;

@@ -81,6 +81,9 @@ async fn a_second_user_sees_nothing_of_the_first(place: Place) {
     let job_id = owner.submit("process_batch", json!({ "file_ids": [file_id] })).await;
     let batch_id = owner.field(&job_id, "child_batch_id").await.as_str().expect("an id").to_owned();
     owner.finished(&job_id, SOON).await;
+    let schedule = json!({ "cron": "@yearly", "job": { "task": "demo_echo", "args": { "value": 1 } } });
+    let made = owner.post("/api/v1/schedules", &schedule).await.expect(201);
+    let schedule_id = made["id"].as_str().expect("an id");
     let sessions = owner.list("/api/v1/auth/sessions").await;
     let session_id = sessions[0]["id"].as_str().expect("an id");
 
@@ -96,12 +99,17 @@ async fn a_second_user_sees_nothing_of_the_first(place: Place) {
             Some("jobs") => job_id.as_str(),
             Some("batches") => batch_id.as_str(),
             Some("files") => file_id.as_str(),
+            Some("schedules") => schedule_id,
             Some("sessions") => session_id,
             _ => panic!("whose id does {} {} take? Give this test one", operation.method, operation.path),
         };
         // Where the body is judged before the id is looked up, a good one is needed to get that far.
         let body = match operation.path.as_str() {
             "/api/v1/batches/{id}/jobs" => json!({ "jobs": [{ "task": "demo_echo", "args": { "value": 1 } }] }),
+            "/api/v1/schedules/{id}" => schedule.clone(),
+            "/api/v1/schedules/{id}/backfill" => {
+                json!({ "from": "2026-01-01T00:00:00Z", "until": "2026-01-01T00:00:00Z" })
+            }
             _ => json!({}),
         };
         let request = other.request(operation.method.clone(), &operation.with(id)).await;

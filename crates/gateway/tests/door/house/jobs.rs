@@ -16,11 +16,12 @@ use proto::jobs::{
     ListJobsRequest, ListJobsResponse, ListLogsRequest, ListLogsResponse, ListQueuesRequest, ListQueuesResponse,
     ListTasksRequest, ListTasksResponse, ListWorkersRequest, ListWorkersResponse, LiveEvent, PauseQueueRequest, Queue,
     RemoveFileRequest, RemoveFileResponse, ReserveFilesRequest, ReserveFilesResponse, ReservedFile, ResumeQueueRequest,
-    RetryJobRequest, SubmitJobsRequest, SubmitJobsResponse, SubmittedJob, Task, WatchRequest,
+    RetryJobRequest, ScheduleSpec, SubmitJobsRequest, SubmitJobsResponse, SubmittedJob, Task, WatchRequest,
     batches_server::{Batches, BatchesServer},
     files_server::{Files, FilesServer},
     jobs_server::{Jobs as JobsService, JobsServer},
     queues_server::{Queues, QueuesServer},
+    schedules_server::SchedulesServer,
     tasks_server::{Tasks, TasksServer},
     workers_server::{Workers, WorkersServer},
 };
@@ -43,6 +44,7 @@ pub(crate) struct Jobs {
     pub(crate) replays: Mutex<bool>,
     pub(crate) calls: Mutex<Vec<Seen>>,
     pub(crate) submitted: Mutex<Vec<SubmitJobsRequest>>,
+    pub(crate) scheduled: Mutex<Vec<ScheduleSpec>>,
     pub(crate) listed: Mutex<Option<ListJobsRequest>>,
     pub(crate) watched: Mutex<Option<WatchRequest>>,
     /// The role's end of the stream that was opened last.
@@ -83,6 +85,7 @@ pub(crate) fn routes(jobs: &Arc<Jobs>) -> Routes {
         .add_service(FilesServer::from_arc(jobs.clone()))
         .add_service(TasksServer::from_arc(jobs.clone()))
         .add_service(QueuesServer::from_arc(jobs.clone()))
+        .add_service(SchedulesServer::from_arc(jobs.clone()))
         .add_service(WorkersServer::from_arc(jobs.clone()))
 }
 
@@ -96,6 +99,7 @@ impl Jobs {
             replays: Mutex::default(),
             calls: Mutex::default(),
             submitted: Mutex::default(),
+            scheduled: Mutex::default(),
             listed: Mutex::default(),
             watched: Mutex::default(),
             stream: watch::Sender::new(None),
@@ -112,7 +116,7 @@ impl Jobs {
         self.calls.lock().last().cloned().expect("a call")
     }
 
-    fn see<T>(&self, request: &Request<T>) -> Result<(), Status> {
+    pub(super) fn see<T>(&self, request: &Request<T>) -> Result<(), Status> {
         let call = Call::of(request)?;
         self.seen(call, call.caller()?.subject);
         Ok(())
@@ -162,7 +166,7 @@ impl Jobs {
         Ok(())
     }
 
-    fn at(&self) -> Option<prost_types::Timestamp> {
+    pub(super) fn at(&self) -> Option<prost_types::Timestamp> {
         Some(prost_types::Timestamp { seconds: 1_700_000_000, nanos: 0 })
     }
 

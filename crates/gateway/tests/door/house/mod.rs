@@ -3,6 +3,7 @@
 mod admin;
 mod auth;
 mod jobs;
+mod schedules;
 
 use std::{sync::Arc, time::Duration};
 
