@@ -3,7 +3,7 @@
 //! gRPC, and knows nothing that the contract does not tell everybody.
 //!
 //! - the way there: `api` (requests, refusals), `tokens` and `session` (who we are), `events` (live streams)
-//! - the nouns: `sign_in`, `job`, `batch`, `file`, `user`, `audit`, `parked`, `health`, and the small ones in `lists`
+//! - the nouns: `sign_in`, `job`, `batch`, `file`, `schedule`, `user`, `audit`, `parked`, `health`, and the small ones in `lists`
 //! - the terminal: `screen`, `live` (bars), `table`, `words`, `interrupt` (Ctrl-C)
 
 mod api;
@@ -19,6 +19,7 @@ mod job;
 mod lists;
 mod live;
 mod parked;
+mod schedule;
 mod screen;
 mod session;
 mod sign_in;
@@ -72,6 +73,7 @@ fn common(command: &ClientCommand) -> &Common {
         ClientCommand::File(args) => &args.common,
         ClientCommand::Task(args) => &args.common,
         ClientCommand::Queue(args) => &args.common,
+        ClientCommand::Schedule(args) => &args.common,
         ClientCommand::Worker(args) => &args.common,
         ClientCommand::User(args) => &args.common,
         ClientCommand::Audit(args) => &args.common,
@@ -89,6 +91,7 @@ async fn dispatch(command: ClientCommand, screen: &Screen) -> Result<Outcome, Er
         ClientCommand::File(args) => file::run(args, screen).await,
         ClientCommand::Task(args) => lists::tasks(&args, screen).await,
         ClientCommand::Queue(args) => lists::queues(&args, screen).await,
+        ClientCommand::Schedule(args) => schedule::run(&args, screen).await,
         ClientCommand::Worker(args) => lists::workers(&args, screen).await,
         ClientCommand::User(args) => user::run(&args, screen).await,
         ClientCommand::Audit(args) => audit::run(&args, screen).await,

@@ -1,6 +1,7 @@
 //! What the client commands take. The help that `--help` prints is written here, and nowhere else.
 
 mod administration;
+mod schedule;
 
 use std::path::PathBuf;
 
@@ -9,6 +10,9 @@ use clap::{Args, Subcommand};
 
 pub(crate) use administration::{
     AuditArgs, AuditList, AuditVerb, EventArgs, EventVerb, HealthArgs, ParkedList, UserArgs, UserList, UserVerb,
+};
+pub(crate) use schedule::{
+    Manners, ScheduleArgs, ScheduleCreate, SchedulePreview, ScheduleUpdate, ScheduleVerb, Timing,
 };
 
 /// The commands that talk to a running Guildhall.
@@ -28,6 +32,8 @@ pub(crate) enum ClientCommand {
     Task(TaskArgs),
     /// Show, pause and resume queues
     Queue(QueueArgs),
+    /// Submit jobs again and again, or at a later time
+    Schedule(ScheduleArgs),
     /// Show the workers that are connected
     Worker(WorkerArgs),
     /// Find users, let them in or keep them out, and give them roles

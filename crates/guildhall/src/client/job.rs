@@ -186,7 +186,7 @@ async fn submit(api: &Api, submit: &JobSubmit, args: Value, screen: &Screen) -> 
 }
 
 /// The JSON that `--args` stands for.
-fn arguments(given: &str) -> Result<Value, Error> {
+pub(super) fn arguments(given: &str) -> Result<Value, Error> {
     let text = match given {
         "-" => {
             let mut text = String::new();

@@ -7,6 +7,7 @@ mod administration;
 mod batches;
 mod jobs;
 mod run;
+mod schedules;
 mod server;
 mod sessions;
 mod terminal;

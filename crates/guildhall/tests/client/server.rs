@@ -3,6 +3,7 @@
 //! that has told all it knows ends, or, when the script says so, waits for what a test does next.
 
 mod admin;
+mod schedules;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
@@ -23,6 +24,7 @@ use serde_json::{Value, json};
 use tokio::sync::{oneshot, watch};
 
 pub(crate) use admin::{ADA, BOB, PARKED};
+pub(crate) use schedules::{RUN, SCHEDULE};
 
 pub(crate) const EMAIL: &str = "ada@example.org";
 pub(crate) const PASSWORD: &str = "correct horse battery";
@@ -53,6 +55,7 @@ pub(crate) struct Script {
     pub(crate) resumed: Vec<Option<String>>,
     pub(crate) cancelled: Vec<String>,
     pub(crate) admin: admin::Admin,
+    pub(crate) schedules: schedules::Schedules,
 
     access: HashSet<String>,
     refresh: String,
@@ -127,6 +130,11 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
         let query = request.uri().query().unwrap_or_default().to_owned();
         let body = body(request).await;
         return shared.script.lock().unwrap().admin.answer(&method, path, &query, body);
+    }
+    if segments.first() == Some(&"schedules") {
+        let query = request.uri().query().unwrap_or_default().to_owned();
+        let body = body(request).await;
+        return shared.script.lock().unwrap().schedules.answer(&method, &path, &query, &body);
     }
     match (&method, segments.as_slice()) {
         (&Method::POST, ["files"]) => upload(&shared, request).await,
