@@ -6,6 +6,7 @@
 //! |---|---|
 //! | `main_job` | pictures become models, each fit to be printed; bad input fails alone; memory stays bounded |
 //! | `faults` | whatever is killed and whenever, each job ends once and nothing is left behind |
+//! | `schedules` | an occurrence runs once, wherever the process is killed that submits it |
 //! | `administration` | who is kept out is out at once; every act is told once, to those who may read it; health is seen |
 //! | `privacy` | nobody sees or does what is not theirs, on any route there is |
 //! | `privacy_marks` | nothing given in confidence is in a log, a trace or a metric |
@@ -30,6 +31,7 @@ mod pictures;
 mod place;
 mod privacy;
 mod privacy_marks;
+mod schedules;
 mod traces;
 mod wait;
 
