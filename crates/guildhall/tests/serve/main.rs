@@ -192,7 +192,7 @@ async fn whoever_waits_for_roles_that_are_away_stops_as_soon_as_it_is_asked_to()
     }
 }
 
-#[tokio::test(flavor = \"multi_thread\")]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_auth_does_not_know_is_told_by_its_setting_and_makes_a_process_unready() {
     let mut place = Place::new().await;
     place.migrate().await;

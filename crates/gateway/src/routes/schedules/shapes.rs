@@ -1,5 +1,7 @@
 //! Schedules as JSON shows them, and what is read from JSON to make one.
 
+use std::collections::BTreeMap;
+
 use kit::{Fail, clock::to_timestamp};
 use proto::jobs as rpc;
 use schemars::JsonSchema;
@@ -164,7 +166,18 @@ struct ScheduledJob {
     max_attempts: Option<u32>,
     backoff: Option<ScheduledBackoff>,
     attempt_timeout_s: Option<f64>,
+    queue_timeout_s: Option<f64>,
+    deadline_s: Option<f64>,
+    retry_on: BTreeMap<String, ScheduledRetryOn>,
     tags: Vec<String>,
+}
+
+/// What is done about one kind of error.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(untagged)]
+enum ScheduledRetryOn {
+    Retry(bool),
+    Backoff(ScheduledBackoff),
 }
 
 /// How long its retries wait.
@@ -340,15 +353,34 @@ impl ScheduledJob {
             backoff,
             attempt_timeout_s,
             tags,
+            queue_timeout_s,
+            deadline_s,
+            retry_on,
         } = job;
         let args = if args_json.is_empty() { "{}".to_owned() } else { args_json };
-        let backoff = backoff.map(|backoff| ScheduledBackoff {
-            kind: backoff.kind,
-            seconds: backoff.seconds,
-            seconds_max: backoff.seconds_max,
-            jitter: backoff.jitter,
-        });
-        Ok(Self { task, args: Raw::parse(args)?, queue, priority, max_attempts, backoff, attempt_timeout_s, tags })
+        let rule = |rule: rpc::RetryOn| match rule.backoff {
+            Some(backoff) if rule.retry => ScheduledRetryOn::Backoff(ScheduledBackoff::read(backoff)),
+            _ => ScheduledRetryOn::Retry(rule.retry),
+        };
+        Ok(Self {
+            task,
+            args: Raw::parse(args)?,
+            queue,
+            priority,
+            max_attempts,
+            backoff: backoff.map(ScheduledBackoff::read),
+            attempt_timeout_s,
+            queue_timeout_s,
+            deadline_s,
+            retry_on: retry_on.into_iter().map(|asked| (asked.error_kind.clone(), rule(asked))).collect(),
+            tags,
+        })
+    }
+}
+
+impl ScheduledBackoff {
+    fn read(backoff: rpc::Backoff) -> Self {
+        Self { kind: backoff.kind, seconds: backoff.seconds, seconds_max: backoff.seconds_max, jitter: backoff.jitter }
     }
 }
 

@@ -52,7 +52,12 @@ fn each_minute() -> ScheduleSpec {
 }
 
 fn failed() -> End {
-    End::Failed(Failed { kind: "provider".to_owned(), message: "It was not there.".to_owned(), retryable: false })
+    End::Failed(Failed {
+        kind: "provider".to_owned(),
+        message: "It was not there.".to_owned(),
+        retryable: false,
+        retry_after_s: None,
+    })
 }
 
 fn succeeded() -> End {
