@@ -41,8 +41,8 @@ impl Schema {
 
 /// Has Postgres end a session, and with it what it locks, some fifteen seconds after the machine at its other end has
 /// vanished: by its own default a lock of a machine that lost its power is held for more than two hours. A process that only
-/// stands still keeps its session, since its kernel answers. Sockets
-/// within one machine know nothing of it, and need not.
+/// stands still keeps its session, since its kernel answers; [`IDLE_MAX`] is for that. Sockets within one machine know
+/// nothing of it, and need not.
 const NOTICE_THE_VANISHED: &str = "set tcp_keepalives_idle = '5s'; set tcp_keepalives_interval = '3s'; \
                                    set tcp_keepalives_count = 3; set tcp_user_timeout = '15s'";
 
@@ -50,13 +50,17 @@ const NOTICE_THE_VANISHED: &str = "set tcp_keepalives_idle = '5s'; set tcp_keepa
 /// call that gave up on a server which vanished would take its connection with it, and soon there would be none left.
 const GOOD_WITHIN: Duration = Duration::from_secs(3);
 
-/// A pool whose connections act as the service's own role.
+/// A pool whose connections act as the service's own role. Postgres ends a transaction in which nothing was asked for
+/// [`IDLE_MAX`]: a process that is frozen in the middle of one would hold its locks against all others until it wakes.
 ///
 /// # Errors
 /// `database_unavailable`; a URL that does not parse is `config.database_url`.
 pub async fn connect(url: &str, schema: Schema, connections_max: u32) -> Result<PgPool, Fail> {
     let options = options(url, schema.name())?;
-    let take_role = format!("set role {}; {NOTICE_THE_VANISHED}", quoted(&role_name(&options, schema)));
+    let take_role = format!(
+        "set role {}; {NOTICE_THE_VANISHED}; set idle_in_transaction_session_timeout = '{IDLE_MAX}'",
+        quoted(&role_name(&options, schema)),
+    );
     let pool = PgPoolOptions::new()
         .max_connections(connections_max)
         .acquire_timeout(Duration::from_secs(5))
@@ -74,6 +78,10 @@ pub async fn connect(url: &str, schema: Schema, connections_max: u32) -> Result<
         .await?;
     Ok(pool)
 }
+
+/// How long a transaction may stand still. Far longer than any of ours does between two statements, since none waits for
+/// anything but the database.
+const IDLE_MAX: &str = "10s";
 
 /// Creates the service's schema and role where they are missing, and applies its migrations as that role. Safe to call
 /// from several processes at once.

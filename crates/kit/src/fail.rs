@@ -332,9 +332,10 @@ impl From<sqlx::Error> for Fail {
                 true
             }
             // 08: connection lost; 40: a deadlock or conflict that the next try does not meet; 53: out of resources;
-            // 57P0x: the server is going down or coming up.
+            // 57P0x: the server is going down or coming up. 25P03: the transaction stood still for too long.
             sqlx::Error::Database(db) => {
-                db.code().is_some_and(|code| ["08", "40", "53", "57P"].iter().any(|class| code.starts_with(class)))
+                let passes = ["08", "25P03", "40", "53", "57P"];
+                db.code().is_some_and(|code| passes.iter().any(|class| code.starts_with(class)))
             }
             _ => false,
         };

@@ -8,6 +8,7 @@ mod line;
 use std::time::Duration;
 
 use kit::{
+    Fail, Kind,
     db::{self, Schema},
     testing::{self, TestDatabase},
 };
@@ -113,4 +114,30 @@ async fn a_login_or_a_database_that_is_not_there_is_told_as_what_it_is() {
     url.set_path("/nowhere");
     assert_eq!(db::inspect(url.as_str()).await.unwrap_err().code(), "config.database_missing");
     assert!(db::url_fault("mysql://x").is_some() && db::url_fault(database.url()).is_none());
+}
+
+#[tokio::test]
+async fn a_transaction_that_stands_still_is_ended_and_that_passes() {
+    const SCHEMA: Schema = Schema::new("still");
+    let database = testing::database("still").await;
+    sqlx::raw_sql(sqlx::AssertSqlSafe(format!("create role \"{}_still\"", name(database.url()))))
+        .execute(database.pool())
+        .await
+        .expect("a role");
+    let pool = db::connect(database.url(), SCHEMA, 1).await.expect("a pool");
+    let idle_max: String =
+        sqlx::query_scalar("show idle_in_transaction_session_timeout").fetch_one(&pool).await.expect("an answer");
+    assert_eq!(idle_max, "10s");
+
+    let mut frozen = pool.begin().await.expect("a transaction");
+    let shorter = "select set_config('idle_in_transaction_session_timeout', '50ms', true), pg_backend_pid()";
+    let (_, pid): (String, i32) = sqlx::query_as(shorter).fetch_one(&mut *frozen).await.expect("an answer");
+    let is_there = "select exists (select from pg_stat_activity where pid = $1)";
+    while sqlx::query_scalar(is_there).bind(pid).fetch_one(database.pool()).await.expect("an answer") {}
+    let fail = Fail::from(sqlx::query("select").execute(&mut *frozen).await.expect_err("it is over"));
+    assert_eq!(fail.kind(), Kind::Unavailable, "{fail:?}");
+}
+
+fn name(url: &str) -> &str {
+    url.split('?').next().and_then(|front| front.rsplit('/').next()).unwrap_or_default()
 }
