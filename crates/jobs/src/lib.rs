@@ -156,17 +156,18 @@ fn start_file_sweeps(core: &Arc<Core>) {
     const FILES_EVERY: Duration = Duration::from_secs(10);
     const STORAGE_EVERY: Duration = Duration::from_secs(600);
     let on = Arc::clone(core);
-    core.tasks.spawn_restarting("jobs.files", move || {
+    engine::while_leading(&core.engine.ground, &core.tasks, "jobs.files", move |_ground, lead| {
         let core = Arc::clone(&on);
         async move {
             let stopping = core.tasks.stopping();
+            let drift = engine::Told::by(metrics::gauge!("guildhall_file_usage_drifted_owners"));
             let mut storage_at = tokio::time::Instant::now();
             // Looked at first: a service that is asked to stop at once begins no sweep.
             while !stopping.is_cancelled() {
-                files::sweep_files(&core).await?;
+                files::sweep_files(&core, lead).await?;
                 if storage_at <= tokio::time::Instant::now() {
                     files::sweep_storage(&core).await?;
-                    files::check_usage(&core).await?;
+                    files::check_usage(&core, &drift).await?;
                     storage_at = tokio::time::Instant::now() + STORAGE_EVERY;
                 }
                 tokio::select! {

@@ -1,17 +1,18 @@
 //! Stopping: what waits is cancelled at once; what runs is asked, and is `cancelling` until its attempt answers with its
-//! own token or its lease ends. A batch takes its children along, in bounded bites that a sweep carries on after a crash.
+//! own token or its lease ends. A batch takes its children along, in bounded bites that the leader carries on.
 
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use kit::{Fail, audit::Act, telemetry::span};
-use sqlx::PgConnection;
+use sqlx::{PgConnection, Postgres, Transaction};
 use uuid::Uuid;
 
 use super::{
     Ground,
     events::{self, Telling},
     fan_in::BatchChange,
+    leader::Lead,
     states::State,
     steps::{self, Aftermath, Row, Step},
 };
@@ -77,8 +78,9 @@ pub(super) async fn batch(ground: &Ground, id: Uuid, by: Uuid, reason: &str, act
     let aftermath = steps::carry_out(ground, &mut transaction, Vec::new(), changes, Telling::default(), now).await?;
     transaction.commit().await?;
     ground.after(&aftermath);
-    // The first bite at once, so that the answer shows a small batch as it will be. The sweep takes the others.
-    bite(ground, id).await.map(drop)
+    // The first bite at once, so that the answer shows a small batch as it will be. The leader takes the others.
+    let transaction = ground.pool.begin().await?;
+    bite(ground, transaction, id).await.map(drop)
 }
 
 pub(super) async fn close(ground: &Ground, id: Uuid) -> Result<(), Fail> {
@@ -106,7 +108,7 @@ pub(crate) async fn close_within(
 }
 
 /// Takes a bite of every batch that was asked to stop and still has children that were not. Whether there may be more.
-pub(super) async fn carry_on(ground: &Ground) -> Result<bool, Fail> {
+pub(super) async fn carry_on(ground: &Ground, lead: Lead) -> Result<bool, Fail> {
     let batches = sqlx::query_scalar!(
         "select id from jobs.batch
          where cancel_asked_at is not null and finished_at is null
@@ -117,15 +119,15 @@ pub(super) async fn carry_on(ground: &Ground) -> Result<bool, Fail> {
     .await?;
     let mut is_more = false;
     for batch in batches {
-        is_more |= bite(ground, batch).await?;
+        let transaction = lead.begin(&ground.pool).await?;
+        is_more |= bite(ground, transaction, batch).await?;
     }
     Ok(is_more)
 }
 
 /// Cancels some of a batch's children; whether there were any.
-async fn bite(ground: &Ground, batch: Uuid) -> Result<bool, Fail> {
+async fn bite(ground: &Ground, mut transaction: Transaction<'static, Postgres>, batch: Uuid) -> Result<bool, Fail> {
     let now = ground.clock.now();
-    let mut transaction = ground.pool.begin().await?;
     let ids = sqlx::query_scalar!(
         "select id from jobs.job
          where batch_id = $1 and ordinal is not null and state <> 'cancelling'

@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::{
     Ground, cancel,
     events::Telling,
+    leader::Lead,
     states::State,
     steps::{self, Row, Step},
 };
@@ -17,14 +18,14 @@ use super::{
 const ROWS_MAX: i64 = 500;
 
 /// Ends what is over. Idempotent; bounded bites until nothing is left.
-pub(super) async fn run(ground: &Ground) -> Result<(), Fail> {
-    while queue_times(ground).await? {}
-    while deadlines(ground).await? {}
+pub(super) async fn run(ground: &Ground, lead: Lead) -> Result<(), Fail> {
+    while queue_times(ground, lead).await? {}
+    while deadlines(ground, lead).await? {}
     Ok(())
 }
 
 /// Jobs whose stay in the queue was too long; whether there may be more.
-async fn queue_times(ground: &Ground) -> Result<bool, Fail> {
+async fn queue_times(ground: &Ground, lead: Lead) -> Result<bool, Fail> {
     let now = ground.clock.now();
     let over = sqlx::query_scalar!(
         "select id from jobs.job
@@ -39,7 +40,7 @@ async fn queue_times(ground: &Ground) -> Result<bool, Fail> {
     if over.is_empty() {
         return Ok(false);
     }
-    let mut transaction = ground.pool.begin().await?;
+    let mut transaction = lead.begin(&ground.pool).await?;
     let rows = steps::lock(&mut transaction, &over).await?;
     // One that was claimed, or put back, before its row was locked has another stay before it.
     let steps = rows
@@ -54,7 +55,7 @@ async fn queue_times(ground: &Ground) -> Result<bool, Fail> {
 }
 
 /// Jobs whose deadline is over; whether there may be more.
-async fn deadlines(ground: &Ground) -> Result<bool, Fail> {
+async fn deadlines(ground: &Ground, lead: Lead) -> Result<bool, Fail> {
     let now = ground.clock.now();
     let over = sqlx::query_scalar!(
         "select id from jobs.job
@@ -69,7 +70,7 @@ async fn deadlines(ground: &Ground) -> Result<bool, Fail> {
     if over.is_empty() {
         return Ok(false);
     }
-    let mut transaction = ground.pool.begin().await?;
+    let mut transaction = lead.begin(&ground.pool).await?;
     let rows = steps::lock(&mut transaction, &over).await?;
     let rows: Vec<Row> = rows
         .into_iter()

@@ -12,7 +12,7 @@ use std::{
 use chrono::{DateTime, Utc};
 use kit::{Fail, telemetry::span::Shared};
 use proto::worker::WrittenFile;
-use sqlx::PgConnection;
+use sqlx::{PgConnection, Postgres, Transaction};
 use tracing::info;
 use uuid::Uuid;
 
@@ -20,6 +20,7 @@ use super::{
     Ground,
     events::Telling,
     fan_in::BatchChange,
+    leader::Lead,
     retries,
     states::State,
     steps::{self, Ended, Row, Step},
@@ -84,9 +85,28 @@ pub(crate) struct Outcome {
 /// # Errors
 /// As the database; nothing is done then.
 pub(crate) async fn finish(ground: &Ground, outcomes: Vec<Outcome>) -> Result<Vec<bool>, Fail> {
-    let now = ground.clock.now();
     let shared = Shared::begin();
-    let mut transaction = ground.pool.begin().await?;
+    let transaction = ground.pool.begin().await?;
+    finish_in(ground, transaction, shared, outcomes).await
+}
+
+/// Ends attempts that the leader has found to be over.
+///
+/// # Errors
+/// `jobs.not_leading`; as the database; nothing is done then.
+pub(super) async fn finish_led(ground: &Ground, lead: Lead, outcomes: Vec<Outcome>) -> Result<Vec<bool>, Fail> {
+    let shared = Shared::begin();
+    let transaction = lead.begin(&ground.pool).await?;
+    finish_in(ground, transaction, shared, outcomes).await
+}
+
+async fn finish_in(
+    ground: &Ground,
+    mut transaction: Transaction<'static, Postgres>,
+    shared: Shared,
+    outcomes: Vec<Outcome>,
+) -> Result<Vec<bool>, Fail> {
+    let now = ground.clock.now();
     let ids: Vec<Uuid> = outcomes.iter().map(|outcome| outcome.job).collect();
     let mut rows: HashMap<Uuid, Row> =
         steps::lock(&mut transaction, &ids).await?.into_iter().map(|row| (row.id, row)).collect();

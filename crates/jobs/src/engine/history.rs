@@ -9,7 +9,7 @@ use sqlx::AssertSqlSafe;
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use super::Ground;
+use super::{Ground, leader::Lead};
 
 /// Tables partitioned by the id of their job or stream.
 const TABLES: [&str; 3] = ["job_history", "attempt", "event"];
@@ -56,26 +56,31 @@ async fn make_partition(ground: &Ground, table: &str, day: NaiveDate) -> Result<
 
 /// Drops the days that are over for longer than the retention, but for those of which a live job or a batch that is not
 /// over still needs something, and forgets the batches of which nothing is left.
-pub(super) async fn drop_expired(ground: &Ground) -> Result<(), Fail> {
+pub(super) async fn drop_expired(ground: &Ground, lead: Lead) -> Result<(), Fail> {
     let now = ground.clock.now();
     let oldest_kept = now.date_naive() - Days::new(u64::from(ground.settings.history_days));
-    let mut connection = ground.pool.acquire().await?;
-    let there = partitions(&mut connection).await?;
+    let there = partitions(&mut *ground.pool.acquire().await?).await?;
     for (name, table, day) in there.iter().filter_map(|name| parse(name).map(|(table, day)| (name, table, day))) {
-        if day >= oldest_kept || is_needed(&mut connection, floor(day), floor(day + Days::new(1))).await? {
+        if day >= oldest_kept {
             continue;
         }
-        sqlx::query(AssertSqlSafe(format!("drop table if exists jobs.{name}"))).execute(&mut *connection).await?;
+        let mut transaction = lead.begin(&ground.pool).await?;
+        if is_needed(&mut transaction, floor(day), floor(day + Days::new(1))).await? {
+            continue;
+        }
+        sqlx::query(AssertSqlSafe(format!("drop table if exists jobs.{name}"))).execute(&mut *transaction).await?;
+        transaction.commit().await?;
         info!(table, %day, "a day of history has reached its end");
     }
     let bound = floor(oldest_kept);
-    if !is_needed(&mut connection, Uuid::nil(), bound).await? {
+    let mut transaction = lead.begin(&ground.pool).await?;
+    if !is_needed(&mut transaction, Uuid::nil(), bound).await? {
         for sql in [
             "delete from jobs.job_history_default where id < $1",
             "delete from jobs.attempt_default where job_id < $1",
             "delete from jobs.event_default where stream_id < $1",
         ] {
-            sqlx::query(sql).bind(bound).execute(&mut *connection).await?;
+            sqlx::query(sql).bind(bound).execute(&mut *transaction).await?;
         }
     }
     sqlx::query!(
@@ -85,8 +90,9 @@ pub(super) async fn drop_expired(ground: &Ground) -> Result<(), Fail> {
            and not exists (select from jobs.job_history as past where past.batch_id = batch.id)",
         bound,
     )
-    .execute(&mut *connection)
+    .execute(&mut *transaction)
     .await?;
+    transaction.commit().await?;
     Ok(())
 }
 

@@ -1,59 +1,38 @@
-//! Depths, ages and workers, for the metrics page. They are the database's and not a replica's, so one replica at a time
-//! tells them and the others tell 0: a sum or maximum over all replicas is right. Counting reads the whole job table, so
+//! Depths, ages and workers, for the metrics page. They are the database's and not a replica's, so the leader tells
+//! them and the others tell 0: a sum or maximum over all replicas is right. Counting reads the whole job table, so
 //! it may take a fiftieth of the time and no more, however long the table is.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use kit::{Fail, tasks::Tasks};
 use metrics::{Gauge, Key, Label, Level, Metadata};
-use sqlx::PgConnection;
 use tokio::time::Instant;
 
-use super::Ground;
+use super::{Ground, leader::while_leading};
 
 const EVERY: Duration = Duration::from_secs(5);
 /// Of the time a count took, between two counts.
 const REST: u32 = 50;
 
 pub(super) fn start(ground: &Arc<Ground>, tasks: &Tasks) {
-    let (ground, stopping) = (Arc::clone(ground), tasks.stopping());
-    tasks.spawn_restarting("jobs.measure", move || {
-        let (ground, stopping) = (Arc::clone(&ground), stopping.clone());
+    let stopping = tasks.stopping();
+    while_leading(ground, tasks, "jobs.measure", move |ground, _lead| {
+        let stopping = stopping.clone();
         async move {
             let mut told = Told::default();
-            let work = run(&ground, &mut told);
-            let ended = stopping.run_until_cancelled(work).await;
-            // Another tells them from now on.
-            told.withdraw();
-            ended.unwrap_or(Ok(()))
+            loop {
+                let started = Instant::now();
+                measure(&ground, &mut told).await?;
+                tokio::select! {
+                    () = tokio::time::sleep(EVERY.max(started.elapsed() * REST)) => {}
+                    () = stopping.cancelled() => return Ok(()),
+                }
+            }
         }
     });
 }
 
-/// Waits to be the one that counts, and counts for as long as its connection lives, which holds the lock.
-async fn run(ground: &Ground, told: &mut Told) -> Result<(), Fail> {
-    loop {
-        let mut connection = ground.pool.acquire().await?;
-        let leads = sqlx::query_scalar!(
-            r#"select pg_try_advisory_lock(hashtextextended('guildhall.jobs.measure', 0)) as "leads!""#
-        )
-        .fetch_one(&mut *connection)
-        .await?;
-        if leads {
-            // Given back to the pool, it would keep the lock.
-            let mut connection = connection.detach();
-            loop {
-                let started = Instant::now();
-                measure(ground, &mut connection, told).await?;
-                tokio::time::sleep(EVERY.max(started.elapsed() * REST)).await;
-            }
-        }
-        drop(connection);
-        tokio::time::sleep(EVERY).await;
-    }
-}
-
-async fn measure(ground: &Ground, connection: &mut PgConnection, told: &mut Told) -> Result<(), Fail> {
+async fn measure(ground: &Ground, told: &mut Told) -> Result<(), Fail> {
     let now = ground.clock.now();
     let depths = sqlx::query!(
         r#"select queue.name, state.name as "state!", coalesce(depth, 0) as "depth!", oldest
@@ -63,14 +42,14 @@ async fn measure(ground: &Ground, connection: &mut PgConnection, told: &mut Told
              select queue, state, count(*) as depth, min(run_at) as oldest from jobs.job group by queue, state
            ) as live on live.queue = queue.name and live.state = state.name"#,
     )
-    .fetch_all(&mut *connection)
+    .fetch_all(&ground.pool)
     .await?;
     let workers = sqlx::query!(
         r#"select profile, count(*) filter (where not is_draining) as "ready!", count(*) filter (where is_draining) as "draining!"
            from jobs.worker
            group by profile"#,
     )
-    .fetch_all(connection)
+    .fetch_all(&ground.pool)
     .await?;
 
     let before = std::mem::take(&mut told.0);
@@ -89,7 +68,7 @@ async fn measure(ground: &Ground, connection: &mut PgConnection, told: &mut Told
         }
     }
     // A profile whose last worker has gone is not among the rows.
-    Told(before.difference(&told.0).cloned().collect()).withdraw();
+    drop(Told(before.difference(&told.0).cloned().collect()));
     Ok(())
 }
 
@@ -113,6 +92,13 @@ impl Told {
         for key in self.0.drain() {
             gauge(&key).set(0.0);
         }
+    }
+}
+
+impl Drop for Told {
+    /// Another tells them from now on.
+    fn drop(&mut self) {
+        self.withdraw();
     }
 }
 

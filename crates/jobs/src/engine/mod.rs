@@ -10,11 +10,13 @@ mod fan_in;
 mod finish;
 mod group;
 mod history;
+mod leader;
 mod live;
 mod measure;
 mod progress;
 mod reconcile;
 mod retries;
+mod standstill;
 mod states;
 mod steps;
 mod submit;
@@ -38,6 +40,7 @@ pub(crate) use dispatch::Seat;
 pub(crate) use events::Telling;
 pub(crate) use fan_in::reopen;
 pub(crate) use finish::{End, Fault, Outcome};
+pub(crate) use leader::{Lead, Told, while_leading};
 pub(crate) use live::{Stream, Subject, watch};
 pub(crate) use progress::{Note, Said};
 pub(crate) use retries::{ASKED_DELAY_MAX, RetryOn};
@@ -64,12 +67,15 @@ pub(crate) struct Ground {
     pub(crate) live: Live,
     pub(crate) audit: audit::Log,
     seats: dispatch::Seats,
+    leader: leader::Leader,
     /// None for the only replica.
     wakes: Option<wakes::Wakes>,
     /// Something may be claimed.
     work: Notify,
     /// Something is to be stopped.
     cancels: Notify,
+    /// Some batch is to be cancelled, which the leader sees to.
+    bites: Notify,
 }
 
 impl Ground {
@@ -93,6 +99,7 @@ impl Ground {
         }
         if aftermath.has_cancels {
             self.cancels.notify_one();
+            self.bites.notify_one();
         }
     }
 }
@@ -107,8 +114,8 @@ pub(crate) struct Engine {
 
 impl Engine {
     /// Makes the partitions of the coming days and starts everything that runs by itself. `owns_all_workers` says that no
-    /// worker can be alive that an earlier process knew; what those held is given back first, before a sweep could take
-    /// it for lost.
+    /// worker can be alive that an earlier process knew, and that no other replica is: it leads at once, and what those
+    /// workers held is given back first, before a sweep could take it for lost.
     ///
     /// # Errors
     /// As the database.
@@ -119,6 +126,8 @@ impl Engine {
         tasks: &Tasks,
         owns_all_workers: bool,
     ) -> Result<Self, Fail> {
+        let replica = clock.new_id();
+        let lead = if owns_all_workers { Some(Lead::seize(&pool, replica).await?) } else { None };
         let ground = Arc::new(Ground {
             pool,
             settings,
@@ -126,14 +135,16 @@ impl Engine {
             audit: audit::Log::new(SCHEMA, acts::RECORDED, clock.clone()),
             seats: dispatch::Seats::default(),
             // Whoever owns all workers is alone on the database.
-            wakes: wakes::Wakes::new((!owns_all_workers).then(|| clock.new_id())),
+            wakes: wakes::Wakes::new((!owns_all_workers).then_some(replica)),
+            leader: leader::Leader::new(replica, lead),
             clock,
             work: Notify::new(),
             cancels: Notify::new(),
+            bites: Notify::new(),
         });
         history::make_partitions(&ground).await?;
-        if owns_all_workers {
-            let released = sweeps::release_all(&ground).await?;
+        if let Some(lead) = lead {
+            let released = sweeps::release_all(&ground, lead).await?;
             if released > 0 {
                 tracing::info!(count = released, "attempts of the last process were given back");
             }
@@ -149,7 +160,8 @@ impl Engine {
             Box::pin(async move { progress::write(&ground, notes).await })
         });
         dispatch::start(&ground, &finisher, tasks);
-        sweeps::start(&ground, &finisher, tasks);
+        leader::start(&ground, tasks);
+        sweeps::start(&ground, tasks);
         measure::start(&ground, tasks);
         wakes::start(&ground, tasks);
         Ok(Self { ground, finisher, noter })

@@ -5,13 +5,19 @@ use kit::Fail;
 use tracing::{error, warn};
 use uuid::Uuid;
 
-use super::{Ground, events::Telling, fan_in::BatchChange, steps};
+use super::{
+    Ground,
+    events::Telling,
+    fan_in::BatchChange,
+    leader::{Lead, Told},
+    steps,
+};
 
 /// Batches of one look.
 const PAGE: i64 = 500;
 
 /// Goes through every batch that is not over.
-pub(super) async fn run(ground: &Ground) -> Result<(), Fail> {
+pub(super) async fn run(ground: &Ground, lead: Lead, drift: &Told) -> Result<(), Fail> {
     let mut drifted = 0u32;
     let mut after = Uuid::nil();
     loop {
@@ -19,12 +25,12 @@ pub(super) async fn run(ground: &Ground) -> Result<(), Fail> {
         drifted += page.drifted;
         for batch in page.stuck {
             warn!(batch.id = %batch, "a complete batch was not taken on; it is now");
-            take_on(ground, batch).await?;
+            take_on(ground, lead, batch).await?;
         }
         let Some(last) = page.last else { break };
         after = last;
     }
-    metrics::gauge!("guildhall_batch_drift").set(f64::from(drifted));
+    drift.set(f64::from(drifted));
     Ok(())
 }
 
@@ -77,8 +83,8 @@ async fn look(ground: &Ground, after: Uuid) -> Result<Page, Fail> {
     Ok(page)
 }
 
-async fn take_on(ground: &Ground, batch: Uuid) -> Result<(), Fail> {
-    let mut transaction = ground.pool.begin().await?;
+async fn take_on(ground: &Ground, lead: Lead, batch: Uuid) -> Result<(), Fail> {
+    let mut transaction = lead.begin(&ground.pool).await?;
     steps::lock_parent(&mut transaction, batch).await?;
     let changes = [(batch, BatchChange::default())].into_iter().collect();
     let now = ground.clock.now();

@@ -1,25 +1,22 @@
-//! Periodic, idempotent work that takes no input: what is due, what was lost, what is over. Woken by signal and by timer
-//! alike, so the rare way is the common way.
+//! Periodic, idempotent work that takes no input: what is due, what was lost, what is over. It is the leader's, and each
+//! transaction of it proves that this replica still leads. Woken by signal and by timer alike, so the rare way is the
+//! common way.
 
-use std::{
-    future::Future,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
-use futures::future::try_join_all;
-use kit::{Clock, Fail, idempotency, outbox, tasks::Tasks};
+use kit::{Fail, Kind, idempotency, outbox, tasks::Tasks};
 use proto::worker::{AttemptRef, Stop, StopAttempt, to_worker};
 use tracing::warn;
 
 use super::{
-    Ground, cancel,
+    GROUP_MAX, Ground, cancel,
     events::{self, Telling},
     expiry,
     finish::{self, End, Fault, Outcome},
-    group::Group,
-    history, reconcile,
+    history,
+    leader::{Lead, Told, while_leading},
+    reconcile,
     states::State,
     steps::Aftermath,
 };
@@ -29,8 +26,6 @@ use crate::SCHEMA;
 const ROWS_MAX: i64 = 500;
 /// An attempt that its worker did not end at its timeout is ended here, this much later.
 const TIMEOUT_SLACK_S: f64 = 15.0;
-/// When this process itself stood still for longer, the leases it sees as over are given another chance.
-const STOOD_STILL: TimeDelta = TimeDelta::seconds(5);
 
 const PROMOTE_EVERY: Duration = Duration::from_millis(200);
 const EXPIRE_EVERY: Duration = Duration::from_millis(500);
@@ -39,36 +34,49 @@ const CANCELS_EVERY: Duration = Duration::from_secs(2);
 const RECONCILE_EVERY: Duration = Duration::from_secs(30);
 const TIDY_EVERY: Duration = Duration::from_secs(600);
 
-pub(super) fn start(ground: &Arc<Ground>, finisher: &Group<Outcome, bool>, tasks: &Tasks) {
-    every(ground, tasks, "jobs.promote", PROMOTE_EVERY, |ground| async move { promote(&ground).await });
-    every(ground, tasks, "jobs.expire", EXPIRE_EVERY, |ground| async move { expiry::run(&ground).await });
-    every(ground, tasks, "jobs.reconcile", RECONCILE_EVERY, |ground| async move { reconcile::run(&ground).await });
-    every(ground, tasks, "jobs.tidy", TIDY_EVERY, |ground| async move { tidy(&ground).await });
-    let door = finisher.clone();
-    // By the wall clock of the machine, which leases are counted by: it goes on while the machine is suspended, and it can
-    // be set.
-    let wall = Clock::system();
-    let looked_at = Arc::new(Mutex::new(wall.now()));
-    every(ground, tasks, "jobs.leases", LEASES_EVERY, move |ground| {
-        let (door, looked_at, wall_now) = (door.clone(), Arc::clone(&looked_at), wall.now());
+pub(super) fn start(ground: &Arc<Ground>, tasks: &Tasks) {
+    every(ground, tasks, "jobs.promote", PROMOTE_EVERY, |ground, lead| async move { promote(&ground, lead).await });
+    every(ground, tasks, "jobs.expire", EXPIRE_EVERY, |ground, lead| async move { expiry::run(&ground, lead).await });
+    every(ground, tasks, "jobs.leases", LEASES_EVERY, |ground, lead| async move { leases(&ground, lead).await });
+    every(ground, tasks, "jobs.tidy", TIDY_EVERY, |ground, lead| async move { tidy(&ground, lead).await });
+    let stopping = tasks.stopping();
+    while_leading(ground, tasks, "jobs.reconcile", move |ground, lead| {
+        let stopping = stopping.clone();
         async move {
-            let stood_still = {
-                let mut at = looked_at.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                wall_now - std::mem::replace(&mut *at, wall_now) > STOOD_STILL
-            };
-            leases(&ground, &door, stood_still).await
+            let drift = Told::by(metrics::gauge!("guildhall_batch_drift"));
+            loop {
+                reconcile::run(&ground, lead, &drift).await?;
+                tokio::select! {
+                    () = tokio::time::sleep(RECONCILE_EVERY) => {}
+                    () = stopping.cancelled() => return Ok(()),
+                }
+            }
         }
     });
+    let stopping = tasks.stopping();
+    while_leading(ground, tasks, "jobs.bites", move |ground, lead| {
+        let stopping = stopping.clone();
+        async move {
+            while !stopping.is_cancelled() {
+                if cancel::carry_on(&ground, lead).await? {
+                    continue;
+                }
+                tokio::select! {
+                    () = ground.bites.notified() => {}
+                    () = tokio::time::sleep(CANCELS_EVERY) => {}
+                    () = stopping.cancelled() => {}
+                }
+            }
+            Ok(())
+        }
+    });
+    // Its own workers' affairs, leader or not.
     let (ground, stopping) = (Arc::clone(ground), tasks.stopping());
     tasks.spawn_restarting("jobs.cancels", move || {
         let (ground, stopping) = (Arc::clone(&ground), stopping.clone());
         async move {
             while !stopping.is_cancelled() {
-                let is_more = cancel::carry_on(&ground).await?;
                 send_stops(&ground).await?;
-                if is_more {
-                    continue;
-                }
                 tokio::select! {
                     () = ground.cancels.notified() => {}
                     () = tokio::time::sleep(CANCELS_EVERY) => {}
@@ -80,17 +88,18 @@ pub(super) fn start(ground: &Arc<Ground>, finisher: &Group<Outcome, bool>, tasks
     });
 }
 
+/// Does a sweep of the leader's again and again.
 fn every<M, F>(ground: &Arc<Ground>, tasks: &Tasks, name: &'static str, period: Duration, make: M)
 where
-    M: Fn(Arc<Ground>) -> F + Clone + Send + Sync + 'static,
+    M: Fn(Arc<Ground>, Lead) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Result<(), Fail>> + Send + 'static,
 {
-    let (ground, stopping) = (Arc::clone(ground), tasks.stopping());
-    tasks.spawn_restarting(name, move || {
-        let (ground, stopping, make) = (Arc::clone(&ground), stopping.clone(), make.clone());
+    let stopping = tasks.stopping();
+    while_leading(ground, tasks, name, move |ground, lead| {
+        let (stopping, make) = (stopping.clone(), make.clone());
         async move {
             loop {
-                make(Arc::clone(&ground)).await?;
+                make(Arc::clone(&ground), lead).await?;
                 tokio::select! {
                     () = tokio::time::sleep(period) => {}
                     () = stopping.cancelled() => return Ok(()),
@@ -101,10 +110,10 @@ where
 }
 
 /// Scheduled jobs whose time has come may start.
-async fn promote(ground: &Ground) -> Result<(), Fail> {
+async fn promote(ground: &Ground, lead: Lead) -> Result<(), Fail> {
     loop {
         let now = ground.clock.now();
-        let mut transaction = ground.pool.begin().await?;
+        let mut transaction = lead.begin(&ground.pool).await?;
         let due = sqlx::query!(
             "update jobs.job
              set state = 'queued', since = $1, events = events + 1,
@@ -142,18 +151,20 @@ async fn promote(ground: &Ground) -> Result<(), Fail> {
 }
 
 /// Attempts whose worker is gone or that outlived their time are fenced; their jobs go on or end.
-async fn leases(ground: &Ground, finisher: &Group<Outcome, bool>, stood_still: bool) -> Result<(), Fail> {
+async fn leases(ground: &Ground, lead: Lead) -> Result<(), Fail> {
     let now = ground.clock.now();
-    if stood_still {
+    if ground.leader.standstill.has_just_ended() {
         // The clock on the wall has moved while nobody could renew anything: a pause of the machine, not of a worker.
         warn!("this process stood still; leases are extended once");
+        let mut transaction = lead.begin(&ground.pool).await?;
         sqlx::query!(
             "update jobs.worker set expires_at = $2 where expires_at < $1",
             now,
             now + seconds(ground.settings.lease_s),
         )
-        .execute(&ground.pool)
+        .execute(&mut *transaction)
         .await?;
+        transaction.commit().await?;
     }
     let lost = sqlx::query!(
         "select job.id, job.token
@@ -167,15 +178,17 @@ async fn leases(ground: &Ground, finisher: &Group<Outcome, bool>, stood_still: b
     .fetch_all(&ground.pool)
     .await?;
     let lost = lost.into_iter().map(|job| Outcome { job: job.id, token: job.token, end: End::LeaseOver });
-    try_join_all(lost.map(|outcome| finisher.write(outcome))).await?;
+    end_all(ground, lead, lost.collect()).await?;
+    let mut transaction = lead.begin(&ground.pool).await?;
     // A job that is claimed for one of these meanwhile is found above without its worker.
     sqlx::query!(
         "delete from jobs.worker
          where expires_at < $1 and not exists (select from jobs.job where worker_id = worker.id)",
         now,
     )
-    .execute(&ground.pool)
+    .execute(&mut *transaction)
     .await?;
+    transaction.commit().await?;
     let overdue = sqlx::query!(
         "select id, token, attempt_timeout_s
          from jobs.job
@@ -193,12 +206,28 @@ async fn leases(ground: &Ground, finisher: &Group<Outcome, bool>, stood_still: b
         let fault = Fault::new("timeout", format!("The attempt ran longer than {} s.", job.attempt_timeout_s), true);
         Outcome { job: job.id, token: job.token, end: End::Failed(fault, None) }
     });
-    try_join_all(overdue.map(|outcome| finisher.write(outcome))).await?;
+    end_all(ground, lead, overdue.collect()).await
+}
+
+/// Ends attempts together; where that fails each alone, so that one that cannot be ended holds up no other.
+async fn end_all(ground: &Ground, lead: Lead, outcomes: Vec<Outcome>) -> Result<(), Fail> {
+    for group in outcomes.chunks(GROUP_MAX) {
+        match finish::finish_led(ground, lead, group.to_vec()).await {
+            Err(fail) if fail.kind() != Kind::Unavailable && group.len() > 1 => {
+                for outcome in group {
+                    if let Err(fail) = finish::finish_led(ground, lead, vec![outcome.clone()]).await {
+                        warn!(job.id = %outcome.job, error = %fail, "an attempt that is over cannot be ended");
+                    }
+                }
+            }
+            ended => drop(ended?),
+        }
+    }
     Ok(())
 }
 
 /// Gives back what dead workers held. For a process that alone owns the database's workers and has just started.
-pub(super) async fn release_all(ground: &Ground) -> Result<u64, Fail> {
+pub(super) async fn release_all(ground: &Ground, lead: Lead) -> Result<u64, Fail> {
     let mut released = 0;
     loop {
         let held = sqlx::query!("select id, token from jobs.job where worker_id is not null limit $1", ROWS_MAX)
@@ -209,9 +238,11 @@ pub(super) async fn release_all(ground: &Ground) -> Result<u64, Fail> {
         }
         released += held.len() as u64;
         let outcomes = held.into_iter().map(|job| Outcome { job: job.id, token: job.token, end: End::Interrupted });
-        finish::finish(ground, outcomes.collect()).await?;
+        finish::finish_led(ground, lead, outcomes.collect()).await?;
     }
-    sqlx::query!("delete from jobs.worker").execute(&ground.pool).await?;
+    let mut transaction = lead.begin(&ground.pool).await?;
+    sqlx::query!("delete from jobs.worker").execute(&mut *transaction).await?;
+    transaction.commit().await?;
     Ok(released)
 }
 
@@ -239,15 +270,20 @@ async fn send_stops(ground: &Ground) -> Result<(), Fail> {
 }
 
 /// Partitions for the coming days, and the end of what is past its retention.
-async fn tidy(ground: &Ground) -> Result<(), Fail> {
+async fn tidy(ground: &Ground, lead: Lead) -> Result<(), Fail> {
     history::make_partitions(ground).await?;
-    history::drop_expired(ground).await?;
+    history::drop_expired(ground, lead).await?;
     let now = ground.clock.now();
-    let mut connection = ground.pool.acquire().await?;
-    while idempotency::prune(&mut connection, SCHEMA, now, ROWS_MAX).await? > 0 {}
     let before = now - TimeDelta::days(i64::from(ground.settings.outbox_days));
-    while outbox::prune(&mut connection, SCHEMA, before, ROWS_MAX).await? > 0 {}
-    Ok(())
+    loop {
+        let mut transaction = lead.begin(&ground.pool).await?;
+        let keys = idempotency::prune(&mut transaction, SCHEMA, now, ROWS_MAX).await?;
+        let rows = outbox::prune(&mut transaction, SCHEMA, before, ROWS_MAX).await?;
+        transaction.commit().await?;
+        if keys + rows == 0 {
+            return Ok(());
+        }
+    }
 }
 
 /// A span of `seconds`, which a setting gave.

@@ -1,6 +1,6 @@
 //! What removes files: uploads whose lease is over, what ended attempts left, and everything doomed. Bytes leave first
 //! and their row after them, so that a crash between the two leaves a row that the next sweep finds again. Every step
-//! may be repeated, and several processes may sweep at once.
+//! may be repeated, and several processes may sweep at once, as an old leader may for a moment beside the new one.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -10,7 +10,10 @@ use kit::Fail;
 use uuid::Uuid;
 
 use super::storage_key;
-use crate::Core;
+use crate::{
+    Core,
+    engine::{Lead, Told},
+};
 
 /// Rows of one statement.
 const PAGE_ROWS: i64 = 500;
@@ -21,11 +24,11 @@ const REMOVALS_AT_ONCE: usize = 8;
 ///
 /// # Errors
 /// `storage_unavailable` and as the database, with the rest left for the next time.
-pub(crate) async fn sweep_files(core: &Core) -> Result<(), Fail> {
+pub(crate) async fn sweep_files(core: &Core, lead: Lead) -> Result<(), Fail> {
     let now = core.clock.now();
-    while doom_expired(core, now).await? == PAGE_ROWS.unsigned_abs() {}
-    while doom_left_by_attempts(core, now).await? == PAGE_ROWS.unsigned_abs() {}
-    remove_doomed(core).await
+    while doom_expired(core, lead, now).await? == PAGE_ROWS.unsigned_abs() {}
+    while doom_left_by_attempts(core, lead, now).await? == PAGE_ROWS.unsigned_abs() {}
+    remove_doomed(core, lead).await
 }
 
 /// Removes objects that no row names, and what killed writers left unfinished, older than an upload's lease. It lists
@@ -53,7 +56,7 @@ pub(crate) async fn sweep_storage(core: &Core) -> Result<(), Fail> {
 ///
 /// # Errors
 /// As the database.
-pub(crate) async fn check_usage(core: &Core) -> Result<u64, Fail> {
+pub(crate) async fn check_usage(core: &Core, drift: &Told) -> Result<u64, Fail> {
     // One statement sees one moment: both sides move in the same transactions.
     let drifted = sqlx::query!(
         r#"select owner_id as "owner_id!", coalesce(file_usage.bytes, 0) as "counted!", coalesce(stored.bytes, 0) as "stored!"
@@ -78,11 +81,12 @@ pub(crate) async fn check_usage(core: &Core) -> Result<u64, Fail> {
             "an owner's count of bytes is not the sum of their files"
         );
     }
-    metrics::gauge!("guildhall_file_usage_drifted_owners").set(drifted.len() as f64);
+    drift.set(drifted.len() as f64);
     Ok(drifted.len() as u64)
 }
 
-async fn doom_expired(core: &Core, now: DateTime<Utc>) -> Result<u64, Fail> {
+async fn doom_expired(core: &Core, lead: Lead, now: DateTime<Utc>) -> Result<u64, Fail> {
+    let mut transaction = lead.begin(&core.pool).await?;
     let doomed = sqlx::query!(
         "update jobs.file
          set state = 'doomed'
@@ -97,14 +101,16 @@ async fn doom_expired(core: &Core, now: DateTime<Utc>) -> Result<u64, Fail> {
         now,
         PAGE_ROWS,
     )
-    .execute(&core.pool)
+    .execute(&mut *transaction)
     .await?;
+    transaction.commit().await?;
     Ok(doomed.rows_affected())
 }
 
 /// An attempt's files belong to it as long as its job is live under its token. The end of an attempt dooms them in its
 /// own transaction; this finds what another way of ending forgot.
-async fn doom_left_by_attempts(core: &Core, now: DateTime<Utc>) -> Result<u64, Fail> {
+async fn doom_left_by_attempts(core: &Core, lead: Lead, now: DateTime<Utc>) -> Result<u64, Fail> {
+    let mut transaction = lead.begin(&core.pool).await?;
     let doomed = sqlx::query!(
         "update jobs.file
          set state = 'doomed', expires_at = $1
@@ -122,13 +128,14 @@ async fn doom_left_by_attempts(core: &Core, now: DateTime<Utc>) -> Result<u64, F
         now,
         PAGE_ROWS,
     )
-    .execute(&core.pool)
+    .execute(&mut *transaction)
     .await?;
+    transaction.commit().await?;
     Ok(doomed.rows_affected())
 }
 
 /// Goes through all doomed rows once, past those whose bytes cannot be removed now; stops at a page where none can.
-pub(super) async fn remove_doomed(core: &Core) -> Result<(), Fail> {
+pub(super) async fn remove_doomed(core: &Core, lead: Lead) -> Result<(), Fail> {
     let mut after: Option<(DateTime<Utc>, Uuid)> = None;
     let mut failed = None;
     loop {
@@ -162,9 +169,11 @@ pub(super) async fn remove_doomed(core: &Core) -> Result<(), Fail> {
         if removed.is_empty() {
             break;
         }
+        let mut transaction = lead.begin(&core.pool).await?;
         sqlx::query!("delete from jobs.file where id = any($1) and state = 'doomed'", &removed)
-            .execute(&core.pool)
+            .execute(&mut *transaction)
             .await?;
+        transaction.commit().await?;
     }
     failed.map_or(Ok(()), Err)
 }

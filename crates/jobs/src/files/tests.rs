@@ -17,9 +17,16 @@ use super::{
     sweep::{check_usage, sweep_files, sweep_storage},
     uploads,
 };
-use crate::{Jobs, MIGRATOR, SCHEMA, Settings, acts};
+use crate::{
+    Jobs, MIGRATOR, SCHEMA, Settings, acts,
+    engine::{Lead, Told},
+};
 
 const MINUTE: Duration = Duration::from_secs(60);
+
+fn untold() -> Told {
+    Told::by(metrics::Gauge::noop())
+}
 
 struct House {
     jobs: Jobs,
@@ -27,6 +34,7 @@ struct House {
     storage: Storage,
     owner: Uuid,
     folder: TempDir,
+    lead: Lead,
     _database: TestDatabase,
 }
 
@@ -45,7 +53,8 @@ impl House {
         let jobs = Jobs::start(settings, database.url(), storage.clone(), clock.clone(), &tasks, false)
             .await
             .expect("the service starts");
-        Self { owner: clock.new_id(), jobs, clock, storage, folder, _database: database }
+        let lead = Lead::seize(&jobs.core.pool, clock.new_id()).await.expect("the lead");
+        Self { owner: clock.new_id(), jobs, clock, storage, folder, lead, _database: database }
     }
 
     /// An upload of one file whose bytes are stored: its ticket, and the file.
@@ -136,7 +145,7 @@ impl House {
     }
 
     async fn sweep(&self) {
-        sweep_files(&self.jobs.core).await.expect("swept");
+        sweep_files(&self.jobs.core, self.lead).await.expect("swept");
     }
 }
 
@@ -196,7 +205,7 @@ async fn bytes_that_cannot_be_removed_keep_their_row_and_hold_up_no_other() {
     // A folder in the place of the object cannot be removed as one.
     std::fs::remove_file(house.object(stuck)).expect("the object");
     std::fs::create_dir(house.object(stuck)).expect("a folder");
-    let fail = sweep_files(&house.jobs.core).await.expect_err("one is stuck");
+    let fail = sweep_files(&house.jobs.core, house.lead).await.expect_err("one is stuck");
     assert_eq!(fail.code(), "storage_unavailable");
     assert_eq!(house.state(stuck).await.as_deref(), Some("doomed"));
     assert_eq!(house.state(other).await, None);
@@ -216,8 +225,8 @@ async fn several_sweeps_at_once_do_what_one_does() {
     for id in &gone {
         house.remove(*id).await;
     }
-    let core = &house.jobs.core;
-    let (one, two, three) = tokio::join!(sweep_files(core), sweep_files(core), sweep_files(core));
+    let (core, lead) = (&house.jobs.core, house.lead);
+    let (one, two, three) = tokio::join!(sweep_files(core, lead), sweep_files(core, lead), sweep_files(core, lead));
     one.and(two).and(three).expect("swept");
     for id in gone {
         assert_eq!(house.state(id).await, None);
@@ -254,7 +263,7 @@ async fn an_attempt_makes_whole_what_it_names_and_gives_up_the_rest() {
     house.make_whole(&[(one, 7, vec![written(named)]), (two, 8, vec![written(other)])]).await.expect("whole");
     assert!(house.is_whole(named).await && house.is_whole(other).await);
     assert_eq!(house.state(left).await.as_deref(), Some("doomed"));
-    assert_eq!(check_usage(&house.jobs.core).await.expect("counted"), 0);
+    assert_eq!(check_usage(&house.jobs.core, &untold()).await.expect("counted"), 0);
     let bytes: i64 = sqlx::query_scalar("select bytes from jobs.file_usage where owner_id = $1")
         .bind(house.owner)
         .fetch_one(house.jobs.pool())
@@ -300,7 +309,7 @@ async fn an_attempt_that_ends_without_a_result_leaves_nothing() {
     drop(conn);
     assert_eq!(house.state(file).await.as_deref(), Some("doomed"));
     assert_eq!(house.state(newer).await.as_deref(), Some("writing"));
-    sweep::remove_doomed(&house.jobs.core).await.expect("removed");
+    sweep::remove_doomed(&house.jobs.core, house.lead).await.expect("removed");
     assert!(!house.object(file).exists() && house.object(newer).exists());
 }
 
@@ -343,9 +352,9 @@ async fn stored_bytes_that_no_row_names_leave_once_they_are_old() {
 async fn a_count_that_is_not_the_sum_is_found() {
     let house = House::open().await;
     house.file().await;
-    assert_eq!(check_usage(&house.jobs.core).await.expect("counted"), 0);
+    assert_eq!(check_usage(&house.jobs.core, &untold()).await.expect("counted"), 0);
     sqlx::query("update jobs.file_usage set bytes = bytes + 1").execute(house.jobs.pool()).await.expect("spoiled");
-    assert_eq!(check_usage(&house.jobs.core).await.expect("counted"), 1);
+    assert_eq!(check_usage(&house.jobs.core, &untold()).await.expect("counted"), 1);
     sqlx::query("delete from jobs.file_usage").execute(house.jobs.pool()).await.expect("spoiled");
-    assert_eq!(check_usage(&house.jobs.core).await.expect("counted"), 1);
+    assert_eq!(check_usage(&house.jobs.core, &untold()).await.expect("counted"), 1);
 }

@@ -35,7 +35,7 @@ const ISSUER: &str = "http://guildhall.test";
 const KEY: [u8; 32] = [7; 32];
 
 /// Nothing here may take this long; a wait that does has failed.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) struct House {
     pub(crate) clock: Clock,
@@ -72,6 +72,16 @@ impl House {
         self.tasks.abort().await;
         self.tasks = Tasks::new();
         self.peer = start(&self.database, &self.storage, &self.clock, &self.tasks, true).await;
+    }
+
+    /// Dies where it stands, as with SIGKILL.
+    pub(crate) async fn crash(&self) {
+        self.tasks.abort().await;
+    }
+
+    /// Is asked to stop.
+    pub(crate) fn stop(&self) {
+        self.tasks.stop();
     }
 
     pub(crate) fn customer(&self) -> User {
@@ -125,6 +135,52 @@ impl House {
             other => panic!("expected a welcome, got {other:?}"),
         }
         worker
+    }
+}
+
+/// A replica on a thread of its own that can be stopped and continued, as SIGSTOP and SIGCONT do with a process: its
+/// connections stand meanwhile. It serves nobody.
+pub(crate) struct Freezer {
+    freeze: mpsc::Sender<(std::sync::mpsc::Sender<()>, std::sync::mpsc::Receiver<()>)>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Freezer {
+    /// Beside the house, and running.
+    pub(crate) async fn beside(house: &House) -> Self {
+        let (database, storage, clock) = (Arc::clone(&house.database), house.storage.clone(), house.clock.clone());
+        let (freeze, mut frozen) = mpsc::channel::<(std::sync::mpsc::Sender<()>, std::sync::mpsc::Receiver<()>)>(1);
+        let (ready, is_ready) = tokio::sync::oneshot::channel();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let tasks = Tasks::new();
+                let _peer = start(&database, &storage, &clock, &tasks, false).await;
+                ready.send(()).unwrap();
+                while let Some((stands, thaw)) = frozen.recv().await {
+                    stands.send(()).unwrap();
+                    // Blocks the only thread, and so everything in this replica.
+                    let _dropped = thaw.recv();
+                }
+                tasks.abort().await;
+            });
+        });
+        is_ready.await.unwrap();
+        Self { freeze, thread }
+    }
+
+    /// Stops it until what this gives is dropped.
+    pub(crate) async fn freeze(&self) -> std::sync::mpsc::Sender<()> {
+        let (stands, it_stands) = std::sync::mpsc::channel();
+        let (thaw, thawed) = std::sync::mpsc::channel();
+        self.freeze.send((stands, thawed)).await.unwrap();
+        it_stands.recv_timeout(PATIENCE).unwrap();
+        thaw
+    }
+
+    pub(crate) fn end(self) {
+        drop(self.freeze);
+        self.thread.join().unwrap();
     }
 }
 

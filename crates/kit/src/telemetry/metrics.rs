@@ -74,10 +74,11 @@ pub const METRICS: &[Metric] = &[
     gauge(
         "guildhall_queue_depth",
         &["queue", "state"],
-        "Live jobs. Told by one replica at a time; so are the two below.",
+        "Live jobs. Told by the replica that leads; so are the two below.",
     ),
     gauge("guildhall_queue_oldest_seconds", &["queue"], "How long the oldest job of a queue that may run has waited."),
     gauge("guildhall_workers", &["profile", "state"], "Connected workers, `ready` or `draining`."),
+    gauge("guildhall_jobs_leads", &[], "1 on the replica of `jobs` that does the common work, 0 on the others."),
     gauge("guildhall_batch_drift", &[], "Batches whose counters the reconciler found wrong in its last round."),
     counter(
         "guildhall_schedule_fires_total",
