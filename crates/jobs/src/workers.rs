@@ -97,16 +97,18 @@ async fn greet(core: &Core, hello: Hello, out: mpsc::Sender<Result<ToWorker, Sta
     let now = core.clock.now();
     // A worker that was here before goes on under its id; any other gets a new one.
     let worker = Uuid::try_parse(&hello.worker_id).unwrap_or_else(|_| core.clock.new_id());
+    let stream = core.clock.new_id();
     let tasks: Vec<String> = hello.tasks.iter().map(|task| task.name.clone()).collect();
     let mut transaction = core.pool.begin().await?;
     crate::tasks::offer(&mut transaction, &hello.tasks, now).await?;
     sqlx::query!(
-        "insert into jobs.worker (id, profile, host, version, queues, tasks, slots, connected_at, seen_at, expires_at)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $8, $9)
+        "insert into jobs.worker (id, profile, host, version, queues, tasks, slots, connected_at, seen_at, expires_at,
+           stream)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $8, $9, $10)
          on conflict (id) do update
          set profile = excluded.profile, host = excluded.host, version = excluded.version, queues = excluded.queues,
            tasks = excluded.tasks, slots = excluded.slots, is_draining = false, connected_at = excluded.connected_at,
-           seen_at = excluded.seen_at, expires_at = excluded.expires_at",
+           seen_at = excluded.seen_at, expires_at = excluded.expires_at, stream = excluded.stream",
         worker,
         hello.profile,
         hello.host,
@@ -116,13 +118,14 @@ async fn greet(core: &Core, hello: Hello, out: mpsc::Sender<Result<ToWorker, Sta
         i32::try_from(hello.slots).unwrap_or(i32::MAX),
         now,
         engine::lease_end(&core.engine.ground, now),
+        stream,
     )
     .execute(&mut *transaction)
     .await?;
     transaction.commit().await?;
     core.catalogue.workers_changed();
     info!(worker.id = %worker, worker.profile = hello.profile, worker.slots = hello.slots, tasks = tasks.len(), "a worker is here");
-    let seat = Seat::new(worker, hello.queues, tasks, out);
+    let seat = Seat::new(worker, stream, hello.queues, tasks, out);
     let welcome = Welcome {
         worker_id: worker.to_string(),
         lease_s: core.settings.lease_s,
@@ -188,24 +191,31 @@ async fn hear(core: &Core, seat: &Seat, heartbeat: Heartbeat) -> Result<(), Fail
     // Held until the comparison is done, so that no claim is between database and stream.
     let mut assigned = seat.assigned.lock().await;
     let now = core.clock.now();
+    // One transaction: a hello over another stream waits for it, so that nothing which was assigned there is missed here.
+    let mut transaction = core.pool.begin().await?;
     let renewed = sqlx::query!(
-        "update jobs.worker set seen_at = $2, expires_at = $3, is_draining = $4 where id = $1",
+        "update jobs.worker set seen_at = $2, expires_at = $3, is_draining = $4 where id = $1 and stream = $5",
         seat.worker,
         now,
         engine::lease_end(&core.engine.ground, now),
         heartbeat.draining,
+        seat.stream,
     )
-    .execute(&core.pool)
+    .execute(&mut *transaction)
     .await?;
     if heartbeat.draining {
         core.catalogue.workers_changed();
     }
     if renewed.rows_affected() == 0 {
-        return Err(Fail::conflict("workers.lease_over", "The worker's lease was over; it has to say hello again."));
+        return Err(Fail::conflict(
+            "workers.lease_over",
+            "The worker's lease was over, or it is here by another stream; over this one it has to say hello again.",
+        ));
     }
     let rows = sqlx::query!("select id, token, state from jobs.job where worker_id = $1", seat.worker)
-        .fetch_all(&core.pool)
+        .fetch_all(&mut *transaction)
         .await?;
+    transaction.commit().await?;
     let named: HashSet<(Uuid, i64)> =
         heartbeat.holding.iter().filter_map(|attempt| attempts::parse(Some(attempt)).ok()).collect();
     let held: HashSet<(Uuid, i64)> = rows.iter().map(|row| (row.id, row.token)).collect();

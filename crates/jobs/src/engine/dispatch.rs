@@ -41,6 +41,8 @@ const ASSIGN_BYTES_MAX: usize = 3 * 1024 * 1024;
 #[derive(Debug)]
 pub(crate) struct Seat {
     pub(crate) worker: Uuid,
+    /// Which of the worker's streams this is, one after another: only the last counts.
+    pub(crate) stream: Uuid,
     /// Empty: every queue.
     pub(crate) queues: Vec<String>,
     pub(crate) tasks: Vec<String>,
@@ -80,12 +82,14 @@ impl Assigned {
 impl Seat {
     pub(crate) fn new(
         worker: Uuid,
+        stream: Uuid,
         queues: Vec<String>,
         tasks: Vec<String>,
         out: mpsc::Sender<Result<ToWorker, Status>>,
     ) -> Self {
         Self {
             worker,
+            stream,
             queues,
             tasks,
             free: AtomicU32::new(0),
@@ -255,6 +259,7 @@ struct Claim {
     traceparent: Option<String>,
     events: i64,
     run_at: DateTime<Utc>,
+    rank: DateTime<Utc>,
 }
 
 impl Claim {
@@ -276,13 +281,14 @@ impl Claim {
     }
 }
 
-/// Claims up to `free` jobs for a worker whose lease is not over. Each queue's first ones are looked at, the earliest of all
-/// are locked, and what another replica holds is skipped.
+/// Claims up to `free` jobs for a worker whose lease is not over and who is here by this stream. Of each queue the first ones
+/// that no other replica holds are locked, and the earliest of all are taken: were they chosen first and locked then, two
+/// replicas that look at once would choose the same, and one would find nothing though there is enough for both.
 async fn claim(ground: &Ground, seat: &Seat, free: u32) -> Result<Vec<Claim>, Fail> {
     let now = ground.clock.now();
     let shared = Shared::begin();
     let mut transaction = ground.pool.begin().await?;
-    let claims = sqlx::query_as!(
+    let mut claims = sqlx::query_as!(
         Claim,
         "with candidate as (
            select next.id
@@ -295,37 +301,37 @@ async fn claim(ground: &Ground, seat: &Seat, free: u32) -> Result<Vec<Claim>, Fa
                and (queue_until is null or queue_until > $5) and (deadline_at is null or deadline_at > $5)
              order by rank
              limit $3
+             for update skip locked
            ) as next
            where queue.paused_at is null and (cardinality($2::text[]) = 0 or queue.name = any($2))
-             and exists (select from jobs.worker where worker.id = $4 and worker.expires_at >= $5)
+             and exists (
+               select from jobs.worker where worker.id = $4 and worker.stream = $6 and worker.expires_at >= $5
+             )
            order by next.rank
            limit $3
-         ), locked as (
-           select job.id
-           from jobs.job
-           join candidate on candidate.id = job.id
-           where job.state = 'queued'
-           for update of job skip locked
          )
          update jobs.job
          set state = 'running', attempt = attempt + 1, token = nextval('jobs.attempt_token'), worker_id = $4,
            attempt_started_at = $5, started_at = coalesce(started_at, $5), since = $5, progress_percent = null,
            progress_stage = null, progress_message = null, events = events + 1
-         from locked
-         where job.id = locked.id
+         from candidate
+         where job.id = candidate.id
          returning job.id, owner_id, task, queue, attempt, token, args, attempt_timeout_s, batch_id, ordinal, is_finalize,
-           request_id, traceparent, events, run_at",
+           request_id, traceparent, events, run_at, rank",
         &seat.tasks,
         &seat.queues,
         i64::from(free),
         seat.worker,
         now,
+        seat.stream,
     )
     .fetch_all(&mut *transaction)
     .await?;
     if claims.is_empty() {
         return Ok(claims);
     }
+    // What an update returns has no order.
+    claims.sort_by_key(|claim| claim.rank);
     let mut telling = Telling::default();
     let mut word = Vec::with_capacity(claims.len());
     for claim in &claims {

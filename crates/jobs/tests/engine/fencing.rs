@@ -77,7 +77,7 @@ async fn a_stream_lives_an_hour_and_a_worker_that_may_open_another_goes_on() {
     let assigned = worker.next_assigned().await;
     house.clock.advance(Duration::from_secs(25));
     let holding = vec![assigned.attempt.clone().unwrap()];
-    worker.beat(holding.clone(), 144, 1).await;
+    worker.say_holding(holding.clone(), 144, 1).await;
     let ended = worker.broken().await;
     assert_eq!((ended.kind(), ended.code()), (Kind::Unauthenticated, "workers.stream_over"));
     let mut again = house.stranger_worker(&worker.id).await;

@@ -461,19 +461,20 @@ impl Worker {
         self.find(|message| matches!(message, to_worker::Message::Renewed(_)).then_some(())).await;
     }
 
+    /// A heartbeat whose answer nobody waits for.
+    pub(crate) async fn say_holding(&self, holding: Vec<AttemptRef>, sequence: u64, assignments_read: u64) {
+        let heartbeat = Heartbeat { holding, draining: false, sequence, assignments_read };
+        self.send(from_worker::Message::Heartbeat(heartbeat)).await;
+    }
+
     pub(crate) async fn heartbeat(&mut self, holding: Vec<AttemptRef>, sequence: u64, assignments_read: u64) {
-        self.beat(holding, sequence, assignments_read).await;
+        self.say_holding(holding, sequence, assignments_read).await;
         self.find(|message| {
             matches!(message, to_worker::Message::Renewed(renewed) if renewed.sequence == sequence).then_some(())
         })
         .await;
     }
 
-    /// Sends a heartbeat and waits for nothing.
-    pub(crate) async fn beat(&self, holding: Vec<AttemptRef>, sequence: u64, assignments_read: u64) {
-        let heartbeat = Heartbeat { holding, draining: false, sequence, assignments_read };
-        self.send(from_worker::Message::Heartbeat(heartbeat)).await;
-    }
 
     /// Tells outcomes and waits for their receipt: which were accepted.
     pub(crate) async fn tell(&mut self, outcomes: Vec<(&Assignment, outcome::End)>) -> Vec<bool> {

@@ -239,3 +239,42 @@ async fn common_work_goes_on_when_every_connection_was_cut() {
     is_led(&here, &there.user(&["operator"])).await;
     beats(&pool, 3).await;
 }
+
+#[tokio::test]
+async fn a_worker_that_went_to_another_replica_is_not_disturbed_by_its_old_stream() {
+    let here = House::new().await;
+    let there = here.beside().await;
+    let user = here.user(&["operator"]);
+    // Two slots, one of which stays free.
+    let mut old = here.worker(2).await;
+    user.submit(spec("work", "{}")).await;
+    let first = old.next_assigned().await;
+    let holding = vec![first.attempt.clone().unwrap()];
+    let mut new = there.stranger_worker(&old.id).await;
+    new.heartbeat(holding.clone(), 1, 0).await;
+    new.credit(1).await;
+    // What the old stream's slot could still take goes to the new one.
+    let id = user.submit(spec("work", "{}")).await;
+    let second = new.next_assigned().await;
+    assert_eq!(second.attempt.as_ref().unwrap().job_id, id);
+    // A heartbeat that was on its way over the old stream knows nothing of it.
+    old.say_holding(holding, 1, 1).await;
+    assert_eq!(old.broken().await.code(), "workers.lease_over");
+    assert!(new.succeed(&second, "{}").await);
+    assert!(new.succeed(&first, "{}").await);
+}
+
+#[tokio::test]
+async fn what_another_replica_is_claiming_is_passed_over_for_what_comes_next() {
+    let house = House::new().await;
+    let pool = house.database.pool();
+    let user = house.user(&["operator"]);
+    let mut worker = house.stranger_worker("").await;
+    user.submit(spec("work", "{}")).await;
+    let next = user.submit(JobSpec { priority: Some(0), ..spec("work", "{}") }).await;
+    // As a claim of another replica holds it until it is durable.
+    let mut claim = pool.begin().await.unwrap();
+    sqlx::query("select from jobs.job order by rank limit 1 for update").execute(&mut *claim).await.unwrap();
+    worker.credit(1).await;
+    assert_eq!(worker.next_assigned().await.attempt.unwrap().job_id, next);
+}
