@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 use crate::{
     Core, attempts,
-    engine::{self, End, Fault, Note, Outcome, Said, Seat},
+    engine::{self, End, Fault, Line, Note, Outcome, Progress, Said, Seat},
     reads,
 };
 
@@ -257,10 +257,8 @@ fn lost_end(was_sent: bool) -> End {
 /// the next one the worker tells again what no receipt has named.
 async fn write_reports(core: Arc<Core>, seat: Arc<Seat>, mut waiting: mpsc::Receiver<Report>) {
     while let Some(report) = waiting.recv().await {
-        let notes = notes(&core, &report);
-        let written = join_all(notes.into_iter().map(|note| core.engine.note(note))).await;
-        for fail in written.into_iter().filter_map(Result::err) {
-            warn!(worker.id = %seat.worker, error = %fail, "progress or a log line was not written");
+        for note in notes(&core, &report) {
+            core.engine.note(note);
         }
         let told = report.outcomes;
         if !told.is_empty() {
@@ -299,17 +297,18 @@ fn notes(core: &Core, report: &Report) -> Vec<Note> {
             _ => "info".to_owned(),
         };
         let at = entry.at.as_ref().and_then(clock::from_timestamp).unwrap_or_else(|| core.clock.now());
-        Some(Note { job, token, said: Said::Log { level, message: cut(&entry.message, LOG_BYTES_MAX), at } })
+        let line = Line { level, message: cut(&entry.message, LOG_BYTES_MAX), at };
+        Some(Note { job, token, said: Said::Log(line) })
     });
     let progress = report.progress.iter().filter_map(|update| {
         let (job, token) = attempts::parse(update.attempt.as_ref()).ok()?;
         let percent = if update.percent.is_finite() { update.percent.clamp(0.0, 100.0) } else { 0.0 };
-        let said = Said::Progress {
+        let progress = Progress {
             percent,
             stage: cut(&update.stage, STAGE_BYTES_MAX),
             message: cut(&update.message, STAGE_BYTES_MAX),
         };
-        Some(Note { job, token, said })
+        Some(Note { job, token, said: Said::Progress(progress) })
     });
     logs.chain(progress).collect()
 }

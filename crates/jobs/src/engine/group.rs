@@ -49,12 +49,20 @@ where
     /// # Errors
     /// `jobs.busy` when too many wait; else what the writer says of this piece.
     pub(crate) async fn write(&self, piece: T) -> Result<R, Fail> {
+        self.hand_in(piece).await
+    }
+
+    /// Hands a piece in at once, behind all that were handed in before; the answer comes as from [`write`](Self::write).
+    pub(crate) fn hand_in(&self, piece: T) -> impl Future<Output = Result<R, Fail>> + Send + use<T, R> {
         let (answer, answered) = oneshot::channel();
-        self.0.try_send((piece, answer)).map_err(|_| {
+        let handed_in = self.0.try_send((piece, answer)).map_err(|_| {
             Fail::unavailable("jobs.busy", "Too much is waiting to be written. Try again shortly.")
                 .retry_after(Duration::from_secs(1))
-        })?;
-        answered.await.map_err(|_| Fail::unavailable("jobs.stopping", "The service is stopping."))?
+        });
+        async move {
+            handed_in?;
+            answered.await.map_err(|_| Fail::unavailable("jobs.stopping", "The service is stopping."))?
+        }
     }
 }
 

@@ -13,6 +13,7 @@ mod history;
 mod leader;
 mod live;
 mod measure;
+mod notebook;
 mod progress;
 mod reconcile;
 mod retries;
@@ -42,7 +43,7 @@ pub(crate) use fan_in::reopen;
 pub(crate) use finish::{End, Fault, Outcome};
 pub(crate) use leader::{Lead, Told, while_leading};
 pub(crate) use live::{Stream, Subject, watch};
-pub(crate) use progress::{Note, Said};
+pub(crate) use progress::{Line, Note, Progress, Said};
 pub(crate) use retries::{ASKED_DELAY_MAX, RetryOn};
 pub(crate) use states::{State, markdown as states_markdown};
 pub(crate) use submit::{NewJob, Place, insert, rank};
@@ -55,8 +56,10 @@ use steps::Aftermath;
 
 use crate::{SCHEMA, Settings, acts};
 
-/// Outcomes and progress notes that one transaction takes at most.
+/// Outcomes that one transaction takes at most.
 const GROUP_MAX: usize = 200;
+/// Attempts that one transaction writes about at most.
+const PAGES_MAX: usize = 100;
 
 /// What every part of the engine stands on.
 #[derive(Debug)]
@@ -109,7 +112,7 @@ impl Ground {
 pub(crate) struct Engine {
     pub(crate) ground: Arc<Ground>,
     finisher: Group<Outcome, bool>,
-    noter: Group<Note, ()>,
+    notebook: notebook::Notebook,
 }
 
 impl Engine {
@@ -155,16 +158,17 @@ impl Engine {
             Box::pin(async move { finish::finish(&ground, outcomes).await })
         });
         let on = Arc::clone(&ground);
-        let noter = Group::start(tasks, "jobs.progress", GROUP_MAX, move |notes| {
+        let writer = Group::start(tasks, "jobs.progress", PAGES_MAX, move |pages| {
             let ground = Arc::clone(&on);
-            Box::pin(async move { progress::write(&ground, notes).await })
+            Box::pin(async move { progress::write(&ground, pages).await })
         });
+        let notebook = notebook::Notebook::start(tasks, writer);
         dispatch::start(&ground, &finisher, tasks);
         leader::start(&ground, tasks);
         sweeps::start(&ground, tasks);
         measure::start(&ground, tasks);
         wakes::start(&ground, tasks);
-        Ok(Self { ground, finisher, noter })
+        Ok(Self { ground, finisher, notebook })
     }
 
     /// Something may be claimed: new jobs, a resumed queue, a free slot.
@@ -172,20 +176,20 @@ impl Engine {
         self.ground.work.notify_one();
     }
 
-    /// Ends an attempt; whether its fencing token was still the one that counts. Durable when answered.
+    /// Ends an attempt, after what it has said; whether its fencing token was still the one that counts. Durable when
+    /// answered.
     ///
     /// # Errors
     /// As the database, or `jobs.busy`.
     pub(crate) async fn finish(&self, outcome: Outcome) -> Result<bool, Fail> {
+        self.notebook.settle((outcome.job, outcome.token)).await;
         self.finisher.write(outcome).await
     }
 
-    /// Writes progress or a log line of an attempt. A fenced attempt's changes nothing.
-    ///
-    /// # Errors
-    /// As the database, or `jobs.busy`.
-    pub(crate) async fn note(&self, note: Note) -> Result<(), Fail> {
-        self.noter.write(note).await
+    /// Takes progress or a log line of an attempt down, to be written within a moment, and before its outcome. A fenced
+    /// attempt's changes nothing.
+    pub(crate) fn note(&self, note: Note) {
+        self.notebook.note(note);
     }
 
     /// Streams have news and jobs may start, after a transaction that was not the engine's own.

@@ -1,11 +1,24 @@
 //! Live streams: everything after an offset, once, in order, to its end.
 
+use std::time::{Duration, Instant};
+
 use proto::{
     jobs::WatchRequest,
-    worker::{LogEntry, ProgressUpdate, Report, from_worker},
+    worker::{Assignment, LogEntry, ProgressUpdate, Report, from_worker},
 };
 
 use crate::house::{House, spec};
+
+fn line(assigned: &Assignment, message: String) -> from_worker::Message {
+    let entry = LogEntry { attempt: assigned.attempt.clone(), level: "info".to_owned(), message, at: None };
+    from_worker::Message::Report(Report { logs: vec![entry], ..Report::default() })
+}
+
+fn progress(assigned: &Assignment, percent: f64) -> from_worker::Message {
+    let (stage, message) = ("mesh".to_owned(), String::new());
+    let update = ProgressUpdate { attempt: assigned.attempt.clone(), percent, stage, message };
+    from_worker::Message::Report(Report { progress: vec![update], ..Report::default() })
+}
 
 #[tokio::test]
 async fn a_stream_resumes_after_any_offset_and_ends_with_the_job() {
@@ -65,4 +78,104 @@ async fn a_watcher_sees_an_event_without_asking_again() {
     assert_eq!((event.offset, event.event.as_str()), (3, "state"));
     assert_eq!(stream.message().await.unwrap().unwrap().event, "end");
     assert!(stream.message().await.unwrap().is_none());
+}
+
+/// As a foreign worker may that gathers nothing: every word is a message of its own.
+#[tokio::test]
+async fn a_task_that_speaks_a_thousand_times_a_second_costs_a_few_writes_and_loses_no_line() {
+    const TIMES: u32 = 1_000;
+    let house = House::new().await;
+    let pool = house.database.pool();
+    let count = "create table public.writes (what text, rows bigint);
+                 create function public.count_write() returns trigger language plpgsql security definer as $$
+                   begin
+                     insert into public.writes select tg_argv[0], count(*) from written;
+                     return null;
+                   end $$;
+                 create trigger count_write after update on jobs.job referencing new table as written
+                   for each statement execute function public.count_write('job');
+                 create trigger count_write after insert on jobs.event referencing new table as written
+                   for each statement execute function public.count_write('event')";
+    let user = house.user(&["operator"]);
+    let mut worker = house.worker(1).await;
+    let id = user.submit(spec("work", "{}")).await;
+    let assigned = worker.next_assigned().await;
+    sqlx::raw_sql(count).execute(pool).await.unwrap();
+
+    let began = Instant::now();
+    for time in 1..=TIMES {
+        worker.send(progress(&assigned, f64::from(time) / 10.0)).await;
+        worker.send(line(&assigned, format!("line {time}"))).await;
+        if time % 10 == 0 {
+            // An answer now and then, so that it speaks over some time.
+            worker.heartbeat(vec![assigned.attempt.clone().unwrap()], time.into(), 1).await;
+        }
+    }
+    assert!(worker.succeed(&assigned, "{}").await);
+    // One write each quarter of a second, the first at once, the last before the outcome, whose own is not counted.
+    let took = began.elapsed();
+    let writes_max = 2 + i64::try_from(took.as_millis() / 250).unwrap();
+    let writes: Vec<(String, i64, i64)> =
+        sqlx::query_as("select what, count(*), sum(rows)::bigint from public.writes group by what order by what")
+            .fetch_all(pool)
+            .await
+            .unwrap();
+    println!("{TIMES} updates of progress and {TIMES} lines in {took:?}: {writes:?} (what, statements, rows)");
+    let [(_, event_statements, event_rows), (_, job_statements, _)] = writes.as_slice() else { panic!("{writes:?}") };
+    assert!(*job_statements <= writes_max, "{job_statements} in {took:?}");
+    assert!(*event_statements <= writes_max + 1, "{event_statements} in {took:?}");
+    assert!(*event_rows <= i64::from(TIMES) + writes_max + 1, "{event_rows} in {took:?}");
+
+    let all = user.events(&id, 0).await;
+    let offsets: Vec<u64> = all.iter().map(|(offset, ..)| *offset).collect();
+    let newest = *offsets.last().unwrap();
+    assert_eq!(offsets[..offsets.len() - 1], (1..=newest).collect::<Vec<_>>());
+    let lines = all.iter().filter(|(_, event, _)| event == "log");
+    let lines: Vec<&str> = lines.map(|(.., data)| data["message"].as_str().unwrap()).collect();
+    assert_eq!(lines, (1..=TIMES).map(|time| format!("line {time}")).collect::<Vec<_>>());
+    let last = all.iter().rfind(|(_, event, _)| event == "progress").unwrap();
+    assert_eq!(last.2["percent"], 100.0);
+    assert_eq!(user.job(&id).await.progress.unwrap().percent, 100.0);
+    for offset in [newest / 3, newest - 1] {
+        assert_eq!(user.events(&id, offset).await, all[usize::try_from(offset).unwrap()..], "after {offset}");
+    }
+}
+
+#[tokio::test]
+async fn what_an_attempt_says_after_a_silence_is_seen_while_it_runs() {
+    let house = House::new().await;
+    let user = house.user(&["operator"]);
+    let mut worker = house.worker(1).await;
+    let id = user.submit(spec("work", "{}")).await;
+    let assigned = worker.next_assigned().await;
+    let asked = WatchRequest { id: id.clone(), after_offset: 2 };
+    let mut stream = user.jobs().watch(user.call.request(asked)).await.unwrap().into_inner();
+    for percent in [10.0, 20.0] {
+        worker.send(progress(&assigned, percent)).await;
+        let event = tokio::time::timeout(Duration::from_secs(20), stream.message()).await.unwrap().unwrap().unwrap();
+        assert_eq!(event.event, "progress");
+        assert!(event.data_json.contains(&percent.to_string()), "{}", event.data_json);
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_is_full_says_so_and_still_tells_states_and_shows_progress() {
+    let house = House::new().await;
+    let user = house.user(&["operator"]);
+    let mut worker = house.worker(1).await;
+    let id = user.submit(spec("work", "{}")).await;
+    let assigned = worker.next_assigned().await;
+    sqlx::query("update jobs.job set events = 19998").execute(house.database.pool()).await.unwrap();
+    for number in 1..=3 {
+        worker.send(line(&assigned, format!("line {number}"))).await;
+    }
+    worker.send(progress(&assigned, 70.0)).await;
+    worker.succeed(&assigned, "{}").await;
+    let events = user.events(&id, 19_998).await;
+    let shown: Vec<_> = events.iter().map(|(at, event, data)| (*at, event.as_str(), data["level"].as_str())).collect();
+    assert_eq!(
+        shown,
+        [(19_999, "log", Some("info")), (20_000, "log", Some("warn")), (20_001, "state", None), (20_001, "end", None)]
+    );
+    assert_eq!(user.job(&id).await.progress.unwrap().percent, 70.0);
 }
