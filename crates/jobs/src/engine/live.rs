@@ -1,4 +1,5 @@
-//! Watching a job or a batch: everything kept after an offset, then each event as it is written, then the end.
+//! Watching a job or a batch: everything kept after an offset, then each event as it is written, then the end. Where what
+//! follows an offset is not kept any more, or never was, a `reset` with the state now says so and where the stream goes on.
 
 use std::{
     collections::HashMap,
@@ -111,13 +112,15 @@ async fn follow(
         news.mark_unchanged();
         // Read before the events: a stream that is over now has no more than this.
         let Some((newest, is_over, state)) = newest(ground, subject, id).await? else { return Ok(()) };
-        if offset > newest {
+        let reset = |offset: i64| {
             let data = serde_json::json!({ "snapshot": { "id": id, "state": state } }).to_string();
-            let reset = LiveEvent { offset: newest.unsigned_abs(), event: "reset".to_owned(), data_json: data };
-            if sender.send(Ok(reset)).await.is_err() {
+            LiveEvent { offset: offset.unsigned_abs(), event: "reset".to_owned(), data_json: data }
+        };
+        if offset > newest {
+            offset = newest;
+            if sender.send(Ok(reset(offset))).await.is_err() {
                 return Ok(());
             }
-            offset = newest;
         }
         while offset < newest {
             let page = sqlx::query!(
@@ -132,9 +135,13 @@ async fn follow(
             )
             .fetch_all(&ground.pool)
             .await?;
-            if page.is_empty() {
-                // Their partition has been dropped.
-                offset = newest;
+            // Offsets have no gap: what is missing was dropped with its day.
+            let kept_after = page.first().map_or(newest, |first| first.at_offset - 1);
+            if kept_after > offset {
+                offset = kept_after;
+                if sender.send(Ok(reset(offset))).await.is_err() {
+                    return Ok(());
+                }
             }
             for row in page {
                 offset = row.at_offset;

@@ -159,6 +159,27 @@ async fn what_an_attempt_says_after_a_silence_is_seen_while_it_runs() {
 }
 
 #[tokio::test]
+async fn who_resumes_before_what_is_kept_is_told_where_the_stream_goes_on() {
+    let house = House::new().await;
+    let user = house.user(&["operator"]);
+    let mut worker = house.worker(1).await;
+    let id = user.submit(spec("work", "{}")).await;
+    let assigned = worker.next_assigned().await;
+    worker.send(line(&assigned, "a line".to_owned())).await;
+    worker.succeed(&assigned, "{}").await;
+    let names = |events: Vec<(u64, String, serde_json::Value)>| -> Vec<(u64, String)> {
+        events.into_iter().map(|(offset, event, _)| (offset, event)).collect()
+    };
+    let told = |events: &[(u64, &str)]| events.iter().map(|(at, event)| (*at, (*event).to_owned())).collect::<Vec<_>>();
+    let pool = house.database.pool();
+    sqlx::query("delete from jobs.event where at_offset <= 2").execute(pool).await.unwrap();
+    assert_eq!(names(user.events(&id, 1).await), told(&[(2, "reset"), (3, "log"), (4, "state"), (4, "end")]));
+    assert_eq!(names(user.events(&id, 2).await), told(&[(3, "log"), (4, "state"), (4, "end")]));
+    sqlx::query("delete from jobs.event").execute(pool).await.unwrap();
+    assert_eq!(names(user.events(&id, 1).await), told(&[(4, "reset"), (4, "end")]));
+}
+
+#[tokio::test]
 async fn a_stream_that_is_full_says_so_and_still_tells_states_and_shows_progress() {
     let house = House::new().await;
     let user = house.user(&["operator"]);
