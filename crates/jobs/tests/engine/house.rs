@@ -475,7 +475,6 @@ impl Worker {
         .await;
     }
 
-
     /// Tells outcomes and waits for their receipt: which were accepted.
     pub(crate) async fn tell(&mut self, outcomes: Vec<(&Assignment, outcome::End)>) -> Vec<bool> {
         let attempts: Vec<AttemptRef> =

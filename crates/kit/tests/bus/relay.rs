@@ -123,7 +123,7 @@ async fn an_event_that_waited_long_for_the_bus_is_kept_from_its_publishing_on() 
 }
 
 async fn pruned(house: &House, before: DateTime<Utc>, rows_max: i64) -> u64 {
-    outbox::prune(&mut *house.pool.acquire().await.unwrap(), TELL, before, rows_max).await.unwrap()
+    outbox::prune(&mut house.pool.acquire().await.unwrap(), TELL, before, rows_max).await.unwrap()
 }
 
 async fn left(house: &House) -> Vec<i64> {
