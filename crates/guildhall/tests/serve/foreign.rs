@@ -77,6 +77,7 @@ pub(crate) async fn tool_learns_what_is_served(process: &Process, token: &str) -
         "guildhall.jobs.v1.Files",
         "guildhall.jobs.v1.Jobs",
         "guildhall.jobs.v1.Queues",
+        "guildhall.jobs.v1.Schedules",
         "guildhall.jobs.v1.Tasks",
         "guildhall.jobs.v1.Workers",
         "guildhall.worker.v1.Attempts",

@@ -205,12 +205,16 @@ async fn every_default_that_the_default_file_shows_can_be_written_down() {
 #[tokio::test]
 async fn doctor_finds_everything_well_and_migrate_wants_to_be_told_which_database() {
     let house = House::closed(&[]);
-    for (command, code) in [("doctor", 0), ("migrate", 64)] {
+    let ended = async |command| {
         let output = house.command(&[command]).output().await.expect("it starts");
-        let said = String::from_utf8_lossy(&output.stdout);
-        assert_eq!(output.status.code(), Some(code), "{command}: {said}{}", house.log());
-    }
-    assert!(house.log().contains("database_url must be said for `migrate`"), "{}", house.log());
+        let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+        (output.status.code(), said + &house.log())
+    };
+    let (code, said) = ended("doctor").await;
+    assert_eq!(code, Some(0), "{said}");
+    let (code, said) = ended("migrate").await;
+    assert_eq!(code, Some(64), "{said}");
+    assert!(said.contains("database_url must be said for `migrate`"), "{said}");
 }
 
 #[tokio::test]
