@@ -33,6 +33,7 @@ struct Things {
     job: String,
     batch: String,
     file: String,
+    schedule: String,
     session: String,
 }
 
@@ -48,6 +49,7 @@ impl Things {
             "Jobs" | "job_id" => &self.job,
             "Batches" | "batch_id" => &self.batch,
             "Files" => &self.file,
+            "Schedules" => &self.schedule,
             "Sessions" => &self.session,
             _ => panic!("whose id is `{}` of {}? Tell this test", field.name(), method.path),
         }
@@ -110,9 +112,12 @@ async fn a_strangers_id_at_a_methods_own_port_is_an_id_of_nothing() {
     let job = owner.submit("process_batch", json!({ "file_ids": [file] })).await;
     let batch = owner.field(&job, "child_batch_id").await.as_str().expect("an id").to_owned();
     owner.finished(&job, SOON).await;
+    let asked = json!({ "cron": "@yearly", "job": { "task": "demo_echo", "args": { "value": 1 } } });
+    let made = owner.post("/api/v1/schedules", &asked).await.expect(201);
+    let schedule = made["id"].as_str().expect("an id").to_owned();
     let sessions = owner.list("/api/v1/auth/sessions").await;
     let session = sessions[0]["id"].as_str().expect("an id").to_owned();
-    let hers = Things { user: owner.id.clone(), job, batch, file, session };
+    let hers = Things { user: owner.id.clone(), job, batch, file, schedule, session };
     let (owners_token, others_token) = (owner.token().await, other.token().await);
 
     let pool = DescriptorPool::decode(proto::DESCRIPTORS).expect("the contract's descriptors");
@@ -145,9 +150,11 @@ async fn a_strangers_id_at_a_methods_own_port_is_an_id_of_nothing() {
         }
         tried.push((method, asked));
     }
-    assert!(tried.len() >= 15, "{} methods with an id are too few to be all", tried.len());
+    assert!(tried.len() >= 22, "{} methods with an id are too few to be all", tried.len());
 
     // Each of these messages is good, and what it names was there all the while: its owner is told something else.
+    // What removes it goes last.
+    tried.sort_by_key(|(method, _)| method.path.ends_with("/Remove"));
     for (method, asked) in &tried {
         let peer = parts.peers(served_by(method)[0]).remove(0);
         let answer = call(&peer, method, &owners_token, asked).await;
