@@ -155,7 +155,10 @@ impl Person {
         if !self.is_patient {
             return request;
         }
-        request.header("idempotency-key", kit::Clock::system().new_id().to_string())
+        // One request however often it is asked: where the answer to an act was lost, the next try finds it done already,
+        // and it is the first that stands in the audit log.
+        let id = kit::Clock::system().new_id().to_string();
+        request.header("idempotency-key", &id).header("x-request-id", id)
     }
 
     /// Asks once, or until somebody answers who is not broken.
