@@ -247,33 +247,22 @@ impl Person {
         }
     }
 
-    /// The events of a stream from the first one kept to its end, which comes within `limit`.
+    /// The events of a stream from the first one kept to its end.
     pub(crate) async fn events(&self, path: &str, limit: Duration) -> Vec<Event> {
-        let end = tokio::time::timeout(limit, self.followed(path)).await;
-        end.unwrap_or_else(|_| panic!("{path} did not come to its `end` within {limit:?}"))
-    }
-
-    /// A stream that ends before its `end`, as one does when what feeds it goes away, is gone on with after the last event
-    /// that came, as a browser does.
-    async fn followed(&self, path: &str) -> Vec<Event> {
+        let response = self.request(Method::GET, path).await.timeout(limit).send().await.expect("an answer");
+        assert_eq!(response.status().as_u16(), 200, "{path}");
+        let mut stream = response.bytes_stream().eventsource();
         let mut events = Vec::new();
-        let mut last_id = String::new();
-        loop {
-            let request = self.request(Method::GET, path).await;
-            let request = if last_id.is_empty() { request } else { request.header("last-event-id", &last_id) };
-            let response = request.send().await.expect("an answer");
-            assert_eq!(response.status().as_u16(), 200, "{path}");
-            let mut stream = response.bytes_stream().eventsource();
-            while let Some(Ok(event)) = stream.next().await {
-                let is_end = event.event == "end";
-                let data = serde_json::from_str(&event.data).expect("events carry JSON");
-                events.push(Event { event: event.event, data });
-                if is_end {
-                    return events;
-                }
-                last_id = event.id;
+        while let Some(event) = stream.next().await {
+            let event = event.expect("the stream stays whole until it ends");
+            let is_end = event.event == "end";
+            let data = serde_json::from_str(&event.data).expect("events carry JSON");
+            events.push(Event { event: event.event, data });
+            if is_end {
+                return events;
             }
         }
+        panic!("{path} closed without an `end`");
     }
 }
 
