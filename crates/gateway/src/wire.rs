@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use kit::{Fail, clock::from_timestamp};
 use prost_types::Timestamp;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 /// A time as JSON shows it.
@@ -24,6 +24,11 @@ pub(crate) fn maybe_time(at: Option<Timestamp>) -> Option<Time> {
 /// What protobuf cannot leave out, it leaves empty.
 pub(crate) fn maybe(text: String) -> Option<String> {
     (!text.is_empty()).then_some(text)
+}
+
+/// For a field that may be absent, null or something: what is there, null as `Some(None)`. With `#[serde(default)]`.
+pub(crate) fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(field: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(field).map(Some)
 }
 
 /// JSON that another role made, written out as it came.

@@ -16,6 +16,7 @@ mod file;
 mod health;
 mod interrupt;
 mod job;
+mod limits;
 mod lists;
 mod live;
 mod parked;

@@ -31,6 +31,26 @@ pub(crate) static PAUSE_QUEUE: Action =
     Action { name: "queue.pause", target: "queue", fields: &["is_paused"], when: "A queue gives out no more jobs." };
 pub(crate) static RESUME_QUEUE: Action =
     Action { name: "queue.resume", target: "queue", fields: &["is_paused"], when: "A queue gives out jobs again." };
+pub(crate) static LIMIT_QUEUE: Action = Action {
+    name: "queue.limit",
+    target: "queue",
+    fields: &[
+        "concurrency",
+        "key_concurrency",
+        "rate_starts",
+        "rate_milliseconds",
+        "key_rate_starts",
+        "key_rate_milliseconds",
+        "share",
+    ],
+    when: "What a queue allows was changed: how much runs at once, how often it starts, how it is shared.",
+};
+pub(crate) static LIMIT_TASK: Action = Action {
+    name: "task.limit",
+    target: "task",
+    fields: &["concurrency"],
+    when: "How much of a task may run at once was changed.",
+};
 pub(crate) static REMOVE_FILE: Action = Action {
     name: "file.remove",
     target: "file",
@@ -77,12 +97,14 @@ pub(crate) static BACKFILL_SCHEDULE: Action = Action {
 };
 
 /// All of them.
-pub static ACTS: [&Action; 13] = [
+pub static ACTS: [&Action; 15] = [
     &CANCEL_JOB,
     &RETRY_JOB,
     &CANCEL_BATCH,
     &PAUSE_QUEUE,
     &RESUME_QUEUE,
+    &LIMIT_QUEUE,
+    &LIMIT_TASK,
     &REMOVE_FILE,
     &CREATE_SCHEDULE,
     &UPDATE_SCHEDULE,

@@ -167,16 +167,29 @@ async fn retry(core: &Core, caller: &Caller, id: Uuid, owner: Uuid, act: Act) ->
     sqlx::query!(
         "insert into jobs.job (id, owner_id, task, queue, state, priority, run_at, rank, attempt, attempts_until,
            max_attempts, attempt_timeout_s, backoff, token, started_at, batch_id, ordinal, is_finalize, events, request_id,
-           traceparent, tags, args, since, created_at, queue_timeout_s, queue_until, deadline_s, deadline_at, retry_on)
-         select id, owner_id, task, queue, 'queued', priority, $2, $3, attempt, attempt + max_attempts, max_attempts,
+           traceparent, tags, args, since, created_at, queue_timeout_s, queue_until, deadline_s, deadline_at, retry_on,
+           concurrency_key, lane)
+         select id, owner_id, past.task, past.queue, 'queued', priority, $2, $3, attempt, attempt + max_attempts, max_attempts,
            attempt_timeout_s, backoff, 0, started_at, batch_id, ordinal, is_finalize, events + 1, request_id, traceparent,
            tags, args, $2, created_at, queue_timeout_s, $2::timestamptz + make_interval(secs => queue_timeout_s), deadline_s,
-           $2::timestamptz + make_interval(secs => deadline_s), retry_on
-         from jobs.job_history
+           $2::timestamptz + make_interval(secs => deadline_s), retry_on, concurrency_key,
+           jobs.lane(past.task, task.concurrency is not null, concurrency_key, owner_id, queue.is_keyed)
+         from jobs.job_history as past
+         left join jobs.queue on queue.name = past.queue
+         left join jobs.task on task.name = past.task
          where id = $1",
         id,
         now,
         engine::rank(now, u8::try_from(job.priority).unwrap_or_default()),
+    )
+    .execute(&mut *transaction)
+    .await?;
+    sqlx::query!(
+        "update jobs.queue
+         set has_lanes = true
+         where name = $2 and not has_lanes and exists (select from jobs.job where id = $1 and lane is not null)",
+        id,
+        job.queue,
     )
     .execute(&mut *transaction)
     .await?;

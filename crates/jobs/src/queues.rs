@@ -1,6 +1,8 @@
 //! Queues: which there are, how much stands in each, and whether they give out work. A queue is created when a worker
 //! first offers a task for it, and is never removed.
 
+mod limits;
+
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
@@ -15,7 +17,11 @@ use kit::{
     identity::Caller,
     telemetry::span,
 };
-use proto::jobs::{ListQueuesRequest, ListQueuesResponse, PauseQueueRequest, Queue, ResumeQueueRequest, queues_server};
+use proto::jobs::{
+    ListQueuesRequest, ListQueuesResponse, PauseQueueRequest, Queue, ResumeQueueRequest, UpdateQueueRequest,
+    queues_server,
+};
+use sqlx::PgConnection;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
@@ -49,19 +55,32 @@ impl queues_server::Queues for Queues {
         let (call, name) = (Call::of(&request)?, &request.get_ref().name);
         Ok(Response::new(set_paused(&self.0, call, name, false, &acts::RESUME_QUEUE).await?))
     }
+
+    async fn update(&self, request: Request<UpdateQueueRequest>) -> Result<Response<Queue>, Status> {
+        let call = Call::of(&request)?.clone();
+        Ok(Response::new(limits::update(&self.0, &call, request.into_inner()).await?))
+    }
 }
 
 async fn list(core: &Core, caller: &Caller) -> Result<Vec<Queue>, Fail> {
-    let rows = sqlx::query!("select name, paused_at from jobs.queue order by name limit $1", QUEUES_MAX)
-        .fetch_all(&core.pool)
-        .await?;
+    let rows = sqlx::query_as!(
+        Row,
+        "select name, paused_at, concurrency, key_concurrency, rate_starts, rate_seconds, rate_burst, key_rate_starts,
+           key_rate_seconds, key_rate_burst, share, weights
+         from jobs.queue
+         order by name
+         limit $1",
+        QUEUES_MAX,
+    )
+    .fetch_all(&core.pool)
+    .await?;
     let mut depths = depths(core, caller.narrowed_to("queues:read")).await?;
     Ok(rows
         .into_iter()
         .filter(|row| caller.may_use_queue(&row.name))
         .map(|row| {
             let depth = depths.remove(&row.name).unwrap_or_default();
-            to_proto(row.name, row.paused_at, &depth)
+            row.into_proto(&depth)
         })
         .collect())
 }
@@ -74,18 +93,15 @@ async fn set_paused(
     is_paused: bool,
     action: &'static Action,
 ) -> Result<Queue, Fail> {
-    let not_found = || Fail::not_found("jobs.queue_not_found", "There is no such queue.");
     if !is_name(name) {
         return Err(not_found());
     }
     let _told = span::transaction("jobs.set_paused");
     let mut transaction = core.pool.begin().await?;
-    let was = sqlx::query!("select paused_at from jobs.queue where name = $1 for update", name)
-        .fetch_optional(&mut *transaction)
-        .await?
-        .ok_or_else(not_found)?;
-    let paused_at = is_paused.then(|| was.paused_at.unwrap_or_else(|| core.clock.now()));
-    if paused_at != was.paused_at {
+    let mut row = read(&mut transaction, name).await?.ok_or_else(not_found)?;
+    let paused_at = is_paused.then(|| row.paused_at.unwrap_or_else(|| core.clock.now()));
+    if paused_at != row.paused_at {
+        row.paused_at = paused_at;
         sqlx::query!("update jobs.queue set paused_at = $2 where name = $1", name, paused_at)
             .execute(&mut *transaction)
             .await?;
@@ -96,7 +112,44 @@ async fn set_paused(
     core.engine.wake();
     let mut depths = depths(core, call.caller()?.narrowed_to("queues:read")).await?;
     let depth = depths.remove(name).unwrap_or_default();
-    Ok(to_proto(name.to_owned(), paused_at, &depth))
+    Ok(row.into_proto(&depth))
+}
+
+/// A queue's row, held for the rest of the transaction.
+async fn read(conn: &mut PgConnection, name: &str) -> Result<Option<Row>, Fail> {
+    let row = sqlx::query_as!(
+        Row,
+        "select name, paused_at, concurrency, key_concurrency, rate_starts, rate_seconds, rate_burst, key_rate_starts,
+           key_rate_seconds, key_rate_burst, share, weights
+         from jobs.queue
+         where name = $1
+         for update",
+        name,
+    )
+    .fetch_optional(conn)
+    .await?;
+    Ok(row)
+}
+
+fn not_found() -> Fail {
+    Fail::not_found("jobs.queue_not_found", "There is no such queue.")
+}
+
+/// A queue: whether it is held, and what it allows.
+#[derive(Debug, Clone)]
+struct Row {
+    name: String,
+    paused_at: Option<DateTime<Utc>>,
+    concurrency: Option<i32>,
+    key_concurrency: Option<i32>,
+    rate_starts: Option<i32>,
+    rate_seconds: Option<f64>,
+    rate_burst: Option<i32>,
+    key_rate_starts: Option<i32>,
+    key_rate_seconds: Option<f64>,
+    key_rate_burst: Option<i32>,
+    share: String,
+    weights: String,
 }
 
 type Depth = BTreeMap<String, u64>;
@@ -133,16 +186,19 @@ async fn depths(core: &Core, owner: Option<Uuid>) -> Result<HashMap<String, Dept
     Ok(depths)
 }
 
-/// Every live state is told, those without a job as 0.
-fn to_proto(name: String, paused_at: Option<DateTime<Utc>>, depth: &Depth) -> Queue {
-    Queue {
-        name,
-        paused: paused_at.is_some(),
-        paused_at: paused_at.map(to_timestamp),
-        depth: State::ALL
-            .into_iter()
-            .filter(|state| !state.is_final())
-            .map(|state| (state.as_str().to_owned(), depth.get(state.as_str()).copied().unwrap_or(0)))
-            .collect(),
+impl Row {
+    /// Every live state is told, those without a job as 0.
+    fn into_proto(self, depth: &Depth) -> Queue {
+        Queue {
+            limits: Some(self.limits()),
+            name: self.name,
+            paused: self.paused_at.is_some(),
+            paused_at: self.paused_at.map(to_timestamp),
+            depth: State::ALL
+                .into_iter()
+                .filter(|state| !state.is_final())
+                .map(|state| (state.as_str().to_owned(), depth.get(state.as_str()).copied().unwrap_or(0)))
+                .collect(),
+        }
     }
 }

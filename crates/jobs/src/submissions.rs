@@ -31,6 +31,7 @@ pub(crate) const JOBS_MAX: usize = 1_000;
 pub(crate) const ARGS_BYTES_MAX: usize = 512 * 1024;
 const TAGS_MAX: usize = 20;
 const TAG_BYTES_MAX: usize = 100;
+const KEY_BYTES_MAX: usize = 200;
 /// Faults after which the rest of a call is not looked at: as many as are told (`kit::fail`).
 const VIOLATIONS_ENOUGH: usize = 50;
 const MAX_ATTEMPTS_DEFAULT: u32 = 3;
@@ -167,6 +168,13 @@ async fn check_one(
     if spec.tags.len() > TAGS_MAX || !spec.tags.iter().all(is_tag) {
         fault("/tags", "max_items", format!("must be at most {TAGS_MAX} tags of 1 to {TAG_BYTES_MAX} bytes of text"));
     }
+    let is_key = |key: &str| (1..=KEY_BYTES_MAX).contains(&key.len()) && !key.contains('\0');
+    if spec.concurrency_key.as_deref().is_some_and(|key| !is_key(key)) {
+        fault("/concurrency_key", "max_length", format!("must be 1 to {KEY_BYTES_MAX} bytes of text"));
+    }
+    if spec.concurrency_key_for_all && caller.narrowed_to("jobs:read").is_some() {
+        forbid("/concurrency_key_for_all", "your roles give you keys of your own alone".to_owned());
+    }
     let backoff = match spec.backoff.as_ref().map(|asked| Backoff::parse(asked, &format!("{at}/backoff"))) {
         None => None,
         Some(Ok(backoff)) => Some(backoff),
@@ -232,6 +240,10 @@ async fn check_one(
         queue_timeout_s: spec.queue_timeout_s,
         deadline_s: spec.deadline_s,
         retry_on,
+        concurrency_key: spec.concurrency_key.map(|key| match spec.concurrency_key_for_all {
+            true => format!("a:{key}"),
+            false => format!("k:{}:{key}", origin.owner),
+        }),
         tags: spec.tags,
         args: args.to_owned(),
         place,
@@ -291,6 +303,9 @@ pub(crate) async fn write(core: &engine::Ground, group: Vec<Submission>) -> Resu
     let streams = telling.append(&mut transaction, now).await?;
     transaction.commit().await?;
     shared.end("jobs.submit", group.iter().map(|submission| submission.jobs.first()?.traceparent.as_deref()));
+    if fresh.iter().any(|job| job.concurrency_key.is_some()) {
+        core.limits.limited();
+    }
     core.took_in(streams);
     Ok(taken)
 }

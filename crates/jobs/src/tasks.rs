@@ -7,9 +7,9 @@ mod shelf;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use kit::{Fail, cursor::page_rows, grpc::Call, identity::Caller};
+use kit::{Fail, audit::Act, cursor::page_rows, grpc::Call, identity::Caller, telemetry::span};
 use proto::{
-    jobs::{ListTasksRequest, ListTasksResponse, Task, tasks_server},
+    jobs::{ListTasksRequest, ListTasksResponse, Task, UpdateTaskRequest, tasks_server},
     worker::OfferedTask,
 };
 use sqlx::PgConnection;
@@ -17,7 +17,7 @@ use tonic::{Request, Response, Status};
 
 pub(crate) use catalogue::Catalogue;
 
-use crate::Core;
+use crate::{Core, acts, engine};
 
 /// Most tasks of one worker.
 const OFFERED_MAX: usize = 1_000;
@@ -25,6 +25,8 @@ const OFFERED_MAX: usize = 1_000;
 const SCHEMA_BYTES_MAX: usize = 64 * 1024;
 /// Longest description, in bytes.
 const DESCRIPTION_BYTES_MAX: usize = 1_000;
+/// Attempts of one task at once that can be asked for.
+const CONCURRENCY_MAX: i32 = 1_000_000;
 /// Longest name of a task or queue, in bytes.
 const NAME_BYTES_MAX: usize = 63;
 
@@ -43,6 +45,11 @@ impl tasks_server::Tasks for Tasks {
         let caller = Call::of(&request)?.caller()?;
         Ok(Response::new(list(&self.0, caller, request.get_ref()).await?))
     }
+
+    async fn update(&self, request: Request<UpdateTaskRequest>) -> Result<Response<Task>, Status> {
+        let call = Call::of(&request)?;
+        Ok(Response::new(limit(&self.0, call, request.get_ref()).await?))
+    }
 }
 
 /// By name, from memory: those that the caller may run, which is written as patterns in the role table.
@@ -56,16 +63,54 @@ async fn list(core: &Core, caller: &Caller, asked: &ListTasksRequest) -> Result<
         .iter()
         .filter(|task| caller.may_run_task(&task.name))
         .take(usize::try_from(rows_max + 1).unwrap_or_default())
-        .map(|task| Task {
-            name: task.name.clone(),
-            queue: task.queue.clone(),
-            schema_json: task.schema_json.clone(),
-            description: task.description.clone(),
-            workers: task.workers(now),
-        })
+        .map(|task| task.to_proto(now))
         .collect();
     let next_cursor = core.cursors.close_page(LIST, &mut items, rows_max, |task| task.name.clone());
     Ok(ListTasksResponse { items, next_cursor })
+}
+
+/// Sets how many attempts of a task may run at once. It holds from the answer on, as a queue's limits do.
+async fn limit(core: &Core, call: &Call, asked: &UpdateTaskRequest) -> Result<Task, Fail> {
+    let not_found = || Fail::not_found("jobs.task_not_found", "There is no such task.");
+    if !is_name(&asked.name) {
+        return Err(not_found());
+    }
+    let concurrency = match asked.concurrency.map(i32::try_from) {
+        None => None,
+        Some(Ok(count)) if (1..=CONCURRENCY_MAX).contains(&count) => Some(count),
+        Some(_) => {
+            let message = format!("must be between 1 and {CONCURRENCY_MAX}, or null for no limit");
+            let fail = Fail::invalid("jobs.invalid", "The limit cannot be set as it is.");
+            return Err(fail.at("/concurrency", "minimum", message));
+        }
+    };
+    let _told = span::transaction("jobs.limit_task");
+    let mut transaction = core.pool.begin().await?;
+    engine::admit_alone(&mut transaction).await?;
+    let was = sqlx::query_scalar!("select concurrency from jobs.task where name = $1 for update", asked.name)
+        .fetch_optional(&mut *transaction)
+        .await?
+        .ok_or_else(not_found)?;
+    sqlx::query!(
+        "update jobs.task set concurrency = $2, limits_changed_at = $3 where name = $1",
+        asked.name,
+        concurrency,
+        core.clock.now(),
+    )
+    .execute(&mut *transaction)
+    .await?;
+    engine::lane_running(&mut transaction, None).await?;
+    let told = |count: Option<i32>| count.map_or(0, |count| u64::from(count.unsigned_abs()));
+    let act = Act::of(call, &acts::LIMIT_TASK, &asked.name)
+        .before("concurrency", told(was))
+        .after("concurrency", told(concurrency));
+    core.engine.ground.audit.record(&mut transaction, act).await?;
+    transaction.commit().await?;
+    core.engine.limits_changed();
+    core.catalogue.workers_changed();
+    let tasks = core.catalogue.listed(&core.pool).await?;
+    let task = tasks.iter().find(|task| task.name == asked.name).ok_or_else(not_found)?;
+    Ok(task.to_proto(core.clock.now()))
 }
 
 /// Makes the tasks of a worker known, and their queues. What another worker offered under the same name is replaced.

@@ -3,11 +3,11 @@
 use kit::Fail;
 use proto::jobs as rpc;
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::SMALL;
 use crate::{
-    route::{Access, Ask, Fails, Idempotency, Nothing, Query, Reply, Route},
+    route::{Access, Ask, Fails, Idempotency, Json, Named, Nothing, Query, Reply, Route},
     wire::{LIMIT, List, Paging, Raw},
 };
 
@@ -19,6 +19,12 @@ pub(super) fn routes() -> Vec<Route> {
             .idempotency(Idempotency::ByNature)
             .refuses(Fails::NONE)
             .by(list),
+        Route::patch("/api/v1/tasks/{name}", "tasks", "Set how much of a task may run at once")
+            .access(Access::Permission("queues:write"), &["/guildhall.jobs.v1.Tasks/Update"])
+            .limits(SMALL)
+            .idempotency(Idempotency::ByNature)
+            .refuses(Fails(&[(404, "jobs.task_not_found"), (422, "jobs.invalid")]))
+            .by(update),
     ]
 }
 
@@ -33,6 +39,18 @@ struct Task {
     description: String,
     /// Connected workers that offer it now.
     workers: u32,
+    /// Jobs of it that may run at once, in whichever queue.
+    concurrency: Option<u32>,
+}
+
+/// What is to be set.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct TaskChanges {
+    /// Jobs of it that may run at once, in whichever queue; `null` for no limit.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    #[serde(deserialize_with = "Option::deserialize")]
+    concurrency: Option<u32>,
 }
 
 async fn list(ask: Ask<Nothing, Query<Paging>>) -> Result<Reply<200, List<Task>>, Fail> {
@@ -40,6 +58,11 @@ async fn list(ask: Ask<Nothing, Query<Paging>>) -> Result<Reply<200, List<Task>>
     let message = rpc::ListTasksRequest { limit: limit.unwrap_or(LIMIT), cursor: cursor.unwrap_or_default() };
     let page = ask.door.task_client().list(ask.call.request(message)).await?.into_inner();
     Ok(Reply::new(List::of(page.items, page.next_cursor, Task::read)?))
+}
+
+async fn update(ask: Ask<Named, Nothing, Json<TaskChanges>>) -> Result<Reply<200, Task>, Fail> {
+    let message = rpc::UpdateTaskRequest { name: ask.path.0, concurrency: ask.body.0.concurrency };
+    Ok(Reply::new(Task::read(ask.door.task_client().update(ask.call.request(message)).await?.into_inner())?))
 }
 
 impl Task {
@@ -50,6 +73,7 @@ impl Task {
             schema: Raw::parse(task.schema_json)?,
             description: task.description,
             workers: task.workers,
+            concurrency: task.concurrency,
         })
     }
 }

@@ -15,7 +15,7 @@ async fn a_job_is_passed_on_whole_and_answered_as_the_contract_shows_it() {
     let body = json!({
         "task": "demo_echo", "args": {"value": [1, null, "x"]}, "queue": "default", "priority": 60,
         "run_at": "2030-01-02T03:04:05.5+01:00", "max_attempts": 7, "attempt_timeout_s": 12.5, "tags": ["a"],
-        "queue_timeout_s": 30, "deadline_s": 60.5,
+        "queue_timeout_s": 30, "deadline_s": 60.5, "concurrency_key": "disk",
         "retry_on": {"invalid_input": true, "provider": {"kind": "fixed", "seconds": 3}, "timeout": false},
         "backoff": {"kind": "list", "seconds": [1, 2.5], "seconds_max": 9, "jitter": 0.1}
     });
@@ -31,6 +31,7 @@ async fn a_job_is_passed_on_whole_and_answered_as_the_contract_shows_it() {
             "batch_id",
             "cancel_asked",
             "child_batch_id",
+            "concurrency_key",
             "created_at",
             "deadline_at",
             "error",

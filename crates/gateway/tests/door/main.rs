@@ -11,6 +11,7 @@ mod files;
 mod house;
 mod identity;
 mod input;
+mod limits;
 mod live;
 mod schedules;
 mod users;

@@ -1,6 +1,7 @@
 //! What the client commands take. The help that `--help` prints is written here, and nowhere else.
 
 mod administration;
+mod limits;
 mod schedule;
 
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use clap::{Args, Subcommand};
 pub(crate) use administration::{
     AuditArgs, AuditList, AuditVerb, EventArgs, EventVerb, HealthArgs, ParkedList, UserArgs, UserList, UserVerb,
 };
+pub(crate) use limits::{Bound, QueueLimit};
 pub(crate) use schedule::{
     Manners, ScheduleArgs, ScheduleCreate, SchedulePreview, ScheduleUpdate, ScheduleVerb, Timing,
 };
@@ -28,9 +30,9 @@ pub(crate) enum ClientCommand {
     Batch(BatchArgs),
     /// Upload, list, download and remove files
     File(FileArgs),
-    /// Show what can be run
+    /// Show what can be run, and limit it
     Task(TaskArgs),
-    /// Show, pause and resume queues
+    /// Show, pause, resume and limit queues
     Queue(QueueArgs),
     /// Submit jobs again and again, or at a later time
     Schedule(ScheduleArgs),
@@ -113,6 +115,9 @@ pub(crate) struct JobSubmit {
     /// 0 to 100, higher first
     #[arg(long, value_parser = clap::value_parser!(u32).range(0..=100))]
     pub(crate) priority: Option<u32>,
+    /// Jobs of one key run one at a time, or as many as the queue says
+    #[arg(long, value_name = "KEY")]
+    pub(crate) concurrency_key: Option<String>,
     /// Not before this time, like 2030-01-31T12:00:00Z
     #[arg(long, value_name = "TIME")]
     pub(crate) run_at: Option<DateTime<Utc>>,
@@ -295,6 +300,12 @@ pub(crate) struct TaskArgs {
 pub(crate) enum TaskVerb {
     /// List the tasks that a worker has offered and you may run
     List(PageArgs),
+    /// Set how many jobs of a task may run at once; none takes the limit away
+    Limit {
+        name: String,
+        #[arg(long, value_name = "COUNT")]
+        concurrency: Bound<u32>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -313,6 +324,8 @@ pub(crate) enum QueueVerb {
     Pause { name: String },
     /// Hand out its jobs again
     Resume { name: String },
+    /// Set what it allows; what is left out stays, and none takes a limit away
+    Limit(QueueLimit),
 }
 
 #[derive(Debug, Args)]

@@ -36,6 +36,8 @@ pub(super) struct Job {
     #[serde(default)]
     pub(super) args: Value,
     pub(super) priority: Option<u32>,
+    #[serde(default)]
+    pub(super) concurrency_key: Option<String>,
     pub(super) tags: Option<Vec<String>>,
     pub(super) progress: Option<Progress>,
     pub(super) waiting_reason: Option<WaitingReason>,
@@ -161,6 +163,7 @@ async fn submit(api: &Api, submit: &JobSubmit, args: Value, screen: &Screen) -> 
     let optional = [
         ("queue", submit.queue.as_ref().map(|queue| json!(queue))),
         ("priority", submit.priority.map(|priority| json!(priority))),
+        ("concurrency_key", submit.concurrency_key.as_ref().map(|key| json!(key))),
         ("run_at", submit.run_at.map(|at| json!(at))),
         ("attempt_timeout_s", submit.attempt_timeout.map(|seconds| json!(seconds))),
         ("queue_timeout_s", submit.queue_timeout.map(|seconds| json!(seconds))),
@@ -257,6 +260,7 @@ async fn show(api: &Api, id: &str, screen: &Screen) -> Result<Outcome, Error> {
                 ("progress", progress.map(|progress| format!("{:.0} % {}", progress.percent, progress.words()))),
                 ("attempt", Some(job.attempt.to_string())),
                 ("priority", job.priority.map(|priority| priority.to_string())),
+                ("concurrency key", job.concurrency_key.clone()),
                 ("tags", job.tags.clone().filter(|tags| !tags.is_empty()).map(|tags| tags.join(", "))),
                 ("worker", job.worker_id.clone().filter(|id| !id.is_empty())),
                 ("batch", job.batch_id.clone().filter(|id| !id.is_empty())),

@@ -13,6 +13,7 @@ use super::{
     args::{PageArgs, QueueArgs, QueueVerb, TaskArgs, TaskVerb, WorkerArgs, WorkerVerb},
     error::Error,
     interrupt::Interrupts,
+    limits,
     screen::{Manner, Screen, Tone},
     table::{Cell, Column, Table},
     words,
@@ -73,7 +74,13 @@ struct Task {
 
 pub(super) async fn tasks(args: &TaskArgs, screen: &Screen) -> Result<Outcome, Error> {
     let api = Api::open(&args.common.url)?;
-    let TaskVerb::List(part) = &args.verb;
+    let part = match &args.verb {
+        TaskVerb::List(part) => part,
+        TaskVerb::Limit { name, concurrency } => {
+            let body = json!({ "concurrency": concurrency });
+            return Interrupts::listen()?.end("Interrupted.", limits::set(&api, &["tasks", name], &body, screen)).await;
+        }
+    };
     let table = |tasks: &[Task]| {
         let columns =
             [Column::left("task"), Column::left("queue"), Column::right("workers"), Column::flexible("what it does")];
@@ -104,6 +111,7 @@ pub(super) async fn queues(args: &QueueArgs, screen: &Screen) -> Result<Outcome,
         match &args.verb {
             QueueVerb::List => list_queues(&api, screen).await,
             QueueVerb::Pause { name } => switch_queue(&api, name, "pause", screen).await,
+            QueueVerb::Limit(asked) => limits::set(&api, &["queues", &asked.name], &limits::asked(asked), screen).await,
             QueueVerb::Resume { name } => switch_queue(&api, name, "resume", screen).await,
         }
     };

@@ -14,13 +14,14 @@ use std::{
 use chrono::{DateTime, Utc};
 use kit::{Fail, crash_point, outbox, tasks::Tasks, telemetry::span::Shared};
 use proto::worker::{Assign, Assignment, AttemptRef, ToWorker, to_worker};
+use sqlx::PgConnection;
 use std::sync::Mutex as SyncMutex;
 use tokio::sync::{Mutex, mpsc};
 use tonic::Status;
 use uuid::Uuid;
 
 use super::{
-    Ground,
+    Ground, admission,
     events::{self, Telling},
     finish::{End, Outcome},
     group::Group,
@@ -166,14 +167,14 @@ pub(super) fn start(ground: &Arc<Ground>, finisher: &Group<Outcome, bool>, tasks
         let (ground, finisher, stopping) = (Arc::clone(&ground), finisher.clone(), stopping.clone());
         async move {
             while !stopping.is_cancelled() {
-                let mut is_more = false;
+                let mut next_look = LOOK_EVERY;
                 for seat in ground.seats.all() {
-                    is_more |= serve(&ground, &finisher, &seat).await?;
+                    next_look = next_look.min(serve(&ground, &finisher, &seat).await?);
                 }
-                if !is_more {
+                if !next_look.is_zero() {
                     tokio::select! {
                         () = ground.work.notified() => {}
-                        () = tokio::time::sleep(LOOK_EVERY) => {}
+                        () = tokio::time::sleep(next_look) => {}
                         () = stopping.cancelled() => {}
                     }
                 }
@@ -183,19 +184,19 @@ pub(super) fn start(ground: &Arc<Ground>, finisher: &Group<Outcome, bool>, tasks
     });
 }
 
-/// Claims for one seat and assigns; whether more may be there for it.
-async fn serve(ground: &Ground, finisher: &Group<Outcome, bool>, seat: &Seat) -> Result<bool, Fail> {
+/// Claims for one seat and assigns; in what time it is worth a look again, which is none where more may be there.
+async fn serve(ground: &Ground, finisher: &Group<Outcome, bool>, seat: &Seat) -> Result<Duration, Fail> {
     let free = seat.free.load(Ordering::Acquire).min(CLAIM_MAX);
     if free == 0 || seat.is_draining.load(Ordering::Acquire) {
-        return Ok(false);
+        return Ok(LOOK_EVERY);
     }
     // A worker that does not read is given nothing: what it cannot be told it must not hold.
-    let Ok(rooms) = seat.out.try_reserve_many(messages_max(free)) else { return Ok(false) };
+    let Ok(rooms) = seat.out.try_reserve_many(messages_max(free)) else { return Ok(LOOK_EVERY) };
     let mut assigned = seat.assigned.lock().await;
-    let claims = claim(ground, seat, free).await?;
+    let Claimed { jobs: claims, next_look } = claim(ground, seat, free).await?;
     let count = u32::try_from(claims.len()).unwrap_or(free);
     if count == 0 {
-        return Ok(false);
+        return Ok(next_look);
     }
     let _previous =
         seat.free.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| Some(left.saturating_sub(count)));
@@ -207,7 +208,7 @@ async fn serve(ground: &Ground, finisher: &Group<Outcome, bool>, seat: &Seat) ->
         for (job, token) in attempts {
             finisher.write(Outcome { job, token, end: End::Interrupted }).await?;
         }
-        return Ok(false);
+        return Ok(LOOK_EVERY);
     }
     for attempt in attempts {
         assigned.count += 1;
@@ -222,7 +223,7 @@ async fn serve(ground: &Ground, finisher: &Group<Outcome, bool>, seat: &Seat) ->
         }
         room.send(Ok(ToWorker { message: Some(to_worker::Message::Assign(Assign { items })) }));
     }
-    Ok(count == free)
+    Ok(next_look)
 }
 
 /// Messages that `jobs` assignments take at most: each but the last is full but for less than the longest arguments.
@@ -242,12 +243,19 @@ fn next_message(left: &mut Peekable<impl Iterator<Item = Assignment>>) -> Vec<As
     items
 }
 
+/// What was claimed, and in what time it is worth a look again.
+struct Claimed {
+    jobs: Vec<Claim>,
+    next_look: Duration,
+}
+
 #[derive(Debug)]
-struct Claim {
-    id: Uuid,
+pub(super) struct Claim {
+    pub(super) id: Uuid,
     owner_id: Uuid,
-    task: String,
-    queue: String,
+    pub(super) task: String,
+    pub(super) queue: String,
+    pub(super) lane: Option<String>,
     attempt: i32,
     token: i64,
     args: String,
@@ -281,54 +289,42 @@ impl Claim {
     }
 }
 
-/// Claims up to `free` jobs for a worker whose lease is not over and who is here by this stream. Of each queue the first ones
-/// that no other replica holds are locked, and the earliest of all are taken: were they chosen first and locked then, two
-/// replicas that look at once would choose the same, and one would find nothing though there is enough for both.
-async fn claim(ground: &Ground, seat: &Seat, free: u32) -> Result<Vec<Claim>, Fail> {
-    let now = ground.clock.now();
+/// Claims up to `free` jobs for a worker whose lease is not over and who is here by this stream: where something is
+/// limited, those that admission has chosen.
+async fn claim(ground: &Ground, seat: &Seat, free: u32) -> Result<Claimed, Fail> {
     let shared = Shared::begin();
     let mut transaction = ground.pool.begin().await?;
-    let mut claims = sqlx::query_as!(
-        Claim,
-        "with candidate as (
-           select next.id
-           from jobs.queue
-           cross join lateral (
-             select id, rank
-             from jobs.job
-             where state = 'queued' and job.queue = queue.name and task = any($1)
-               -- What is over and not swept yet does not start.
-               and (queue_until is null or queue_until > $5) and (deadline_at is null or deadline_at > $5)
-             order by rank
-             limit $3
-             for update skip locked
-           ) as next
-           where queue.paused_at is null and (cardinality($2::text[]) = 0 or queue.name = any($2))
-             and exists (
-               select from jobs.worker where worker.id = $4 and worker.stream = $6 and worker.expires_at >= $5
-             )
-           order by next.rank
-           limit $3
-         )
-         update jobs.job
-         set state = 'running', attempt = attempt + 1, token = nextval('jobs.attempt_token'), worker_id = $4,
-           attempt_started_at = $5, started_at = coalesce(started_at, $5), since = $5, progress_percent = null,
-           progress_stage = null, progress_message = null, events = events + 1
-         from candidate
-         where job.id = candidate.id
-         returning job.id, owner_id, task, queue, attempt, token, args, attempt_timeout_s, batch_id, ordinal, is_finalize,
-           request_id, traceparent, events, run_at, rank",
-        &seat.tasks,
-        &seat.queues,
-        i64::from(free),
-        seat.worker,
-        now,
-        seat.stream,
-    )
-    .fetch_all(&mut *transaction)
-    .await?;
+    let mut admitted = None;
+    let is_limited = ground.limits.is_limited();
+    if is_limited {
+        admission::alone(&mut transaction).await?;
+        let now = ground.clock.now();
+        admitted = Some(admission::admit(&mut transaction, &seat.tasks, &seat.queues, free, now).await?);
+    } else {
+        admission::share(&mut transaction).await?;
+    }
+    let now = ground.clock.now();
+    let chosen = admitted.as_ref().map(|admitted| admitted.jobs.as_slice());
+    let mut claims = if chosen.is_some_and(<[Uuid]>::is_empty) {
+        Vec::new()
+    } else {
+        start_jobs(&mut transaction, seat, chosen, free, now).await?
+    };
+    let is_full = claims.len() >= free as usize;
+    if !is_full {
+        // What is limited was left out by a claim that does not count, and one that counts may have no need to any more.
+        ground.limits.look(&mut transaction).await?;
+    }
+    let token_in = admitted.as_ref().and_then(|admitted| admitted.token_in);
+    let is_changed = !is_full && ground.limits.is_limited() != is_limited;
+    // Under limits, what was started may have left something that only waits for a token.
+    let is_more = is_full || is_changed || (is_limited && !claims.is_empty());
+    let next_look = if is_more { Duration::ZERO } else { token_in.map_or(LOOK_EVERY, |time| time.min(LOOK_EVERY)) };
     if claims.is_empty() {
-        return Ok(claims);
+        return Ok(Claimed { jobs: claims, next_look });
+    }
+    if let Some(admitted) = admitted {
+        admitted.settle(&mut transaction, &claims, now).await?;
     }
     // What an update returns has no order.
     claims.sort_by_key(|claim| claim.rank);
@@ -362,6 +358,63 @@ async fn claim(ground: &Ground, seat: &Seat, free: u32) -> Result<Vec<Claim>, Fa
     transaction.commit().await?;
     shared.end("jobs.claim", claims.iter().map(|claim| claim.traceparent.as_deref()));
     ground.after(&Aftermath { streams, ..Aftermath::default() });
+    Ok(Claimed { jobs: claims, next_look })
+}
+
+/// Starts the chosen jobs; where nothing was chosen, of each queue without limits the first ones that no other replica holds
+/// are locked, and the earliest of all are started: were they chosen first and locked then, two replicas that look at once
+/// would choose the same, and one would find nothing though there is enough for both.
+async fn start_jobs(
+    conn: &mut PgConnection,
+    seat: &Seat,
+    chosen: Option<&[Uuid]>,
+    free: u32,
+    now: DateTime<Utc>,
+) -> Result<Vec<Claim>, Fail> {
+    let claims = sqlx::query_as!(
+        Claim,
+        "with first as (
+           select next.id
+           from jobs.queue
+           cross join lateral (
+             select id, rank
+             from jobs.job
+             where state = 'queued' and lane is null and job.queue = queue.name and task = any($1)
+               -- What is over and not swept yet does not start.
+               and (queue_until is null or queue_until > $5) and (deadline_at is null or deadline_at > $5)
+             order by rank
+             limit $3
+             for update skip locked
+           ) as next
+           where $7::uuid[] is null and queue.paused_at is null and not queue.is_limited
+             and (cardinality($2::text[]) = 0 or queue.name = any($2))
+             and not exists (select from jobs.task where concurrency is not null and name = any($1))
+           order by next.rank
+           limit $3
+         ), chosen as (
+           select id from jobs.job where id = any($7) and state = 'queued' order by id for update skip locked
+         )
+         update jobs.job
+         set state = 'running', attempt = attempt + 1, token = nextval('jobs.attempt_token'), worker_id = $4,
+           attempt_started_at = $5, started_at = coalesce(started_at, $5), since = $5, progress_percent = null,
+           progress_stage = null, progress_message = null, events = events + 1
+         from (select id from first union all select id from chosen) as candidate
+         where job.id = candidate.id
+           and exists (
+             select from jobs.worker where worker.id = $4 and worker.stream = $6 and worker.expires_at >= $5
+           )
+         returning job.id, owner_id, task, queue, lane, attempt, token, args, attempt_timeout_s, batch_id, ordinal,
+           is_finalize, request_id, traceparent, events, run_at, rank",
+        &seat.tasks,
+        &seat.queues,
+        i64::from(free),
+        seat.worker,
+        now,
+        seat.stream,
+        chosen as Option<&[Uuid]>,
+    )
+    .fetch_all(conn)
+    .await?;
     Ok(claims)
 }
 

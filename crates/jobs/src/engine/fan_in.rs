@@ -159,6 +159,7 @@ pub(crate) async fn settle(
                         run_at: None,
                         max_attempts: 3,
                         queue_timeout_s: None,
+                        concurrency_key: None,
                         deadline_s: None,
                         retry_on: RetryOn::default(),
                         attempt_timeout_s: ground.settings.attempt_timeout_s,

@@ -35,7 +35,7 @@ pub(super) fn start(ground: &Arc<Ground>, tasks: &Tasks) {
 async fn measure(ground: &Ground, told: &mut Told) -> Result<(), Fail> {
     let now = ground.clock.now();
     let depths = sqlx::query!(
-        r#"select queue.name, state.name as "state!", coalesce(depth, 0) as "depth!", oldest
+        r#"select queue.name as "name!", state.name as "state!", coalesce(depth, 0) as "depth!", oldest
            from jobs.queue
            cross join unnest(array['scheduled', 'queued', 'running', 'suspended', 'cancelling']) as state (name)
            left join (

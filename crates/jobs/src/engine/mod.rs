@@ -1,6 +1,7 @@
 //! What runs by itself: claiming, finishing, fan-in, cancelling, telling, and the sweeps that take up what a crash left.
 //! Nouns call in here; nothing in here knows a noun's handlers.
 
+mod admission;
 mod backoff;
 mod cancel;
 mod dispatch;
@@ -35,6 +36,7 @@ use sqlx::PgPool;
 use tokio::sync::Notify;
 use uuid::Uuid;
 
+pub(crate) use admission::{Standing, alone as admit_alone, lane_running};
 pub(crate) use backoff::Backoff;
 pub(crate) use cancel::close_within;
 pub(crate) use dispatch::Seat;
@@ -69,6 +71,8 @@ pub(crate) struct Ground {
     pub(crate) settings: Settings,
     pub(crate) live: Live,
     pub(crate) audit: audit::Log,
+    /// What claims know of limits.
+    pub(crate) limits: admission::Known,
     seats: dispatch::Seats,
     leader: leader::Leader,
     /// None for the only replica.
@@ -77,6 +81,8 @@ pub(crate) struct Ground {
     work: Notify,
     /// Something is to be stopped.
     cancels: Notify,
+    /// Limits have changed, and waiting jobs are to follow.
+    lanes: Notify,
     /// Some batch is to be cancelled, which the leader sees to.
     bites: Notify,
 }
@@ -136,6 +142,7 @@ impl Engine {
             settings,
             live: Live::default(),
             audit: audit::Log::new(SCHEMA, acts::RECORDED, clock.clone()),
+            limits: admission::Known::default(),
             seats: dispatch::Seats::default(),
             // Whoever owns all workers is alone on the database.
             wakes: wakes::Wakes::new((!owns_all_workers).then_some(replica)),
@@ -144,6 +151,7 @@ impl Engine {
             work: Notify::new(),
             cancels: Notify::new(),
             bites: Notify::new(),
+            lanes: Notify::new(),
         });
         history::make_partitions(&ground).await?;
         if let Some(lead) = lead {
@@ -174,6 +182,13 @@ impl Engine {
     /// Something may be claimed: new jobs, a resumed queue, a free slot.
     pub(crate) fn wake(&self) {
         self.ground.work.notify_one();
+    }
+
+    /// A limit was set: claims count from now on, and the waiting jobs are given their lanes.
+    pub(crate) fn limits_changed(&self) {
+        self.ground.limits.limited();
+        self.ground.after(&Aftermath { has_work: true, ..Aftermath::default() });
+        self.ground.lanes.notify_one();
     }
 
     /// Ends an attempt, after what it has said; whether its fencing token was still the one that counts. Durable when

@@ -48,6 +48,7 @@ pub(crate) struct Row {
     pub(crate) deadline_at: Option<DateTime<Utc>>,
     pub(crate) retry_on: Option<String>,
     pub(crate) crashes: i16,
+    pub(crate) lane: Option<String>,
     pub(crate) events: i64,
     pub(crate) request_id: String,
     pub(crate) traceparent: Option<String>,
@@ -147,7 +148,7 @@ pub(crate) async fn lock(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Ro
          )
          select id, owner_id, task, queue, state, priority, attempt, attempts_until, max_attempts, token, worker_id,
            attempt_started_at, backoff, batch_id, is_finalize, child_batch_id, cancel_reason, cancel_asked_by, is_expiring,
-           queue_until, deadline_at, retry_on, crashes, events, request_id, traceparent
+           queue_until, deadline_at, retry_on, crashes, lane, events, request_id, traceparent
          from jobs.job
          where id in (select id from line)
          order by id
@@ -190,7 +191,9 @@ pub(crate) async fn carry_out(
         put_back(conn, &steps, now).await?;
         for step in steps.drain(..) {
             tell(&step, &mut telling, &mut word);
-            aftermath.has_work |= matches!(step.next, State::Queued | State::Scheduled);
+            // In a lane, what ends makes room for another, wherever there is a slot for that.
+            let makes_room = step.row.lane.is_some() && step.row.worker_id.is_some();
+            aftermath.has_work |= makes_room || matches!(step.next, State::Queued | State::Scheduled);
             note_in_batches(&step, &mut changes);
         }
         let changed = std::mem::take(&mut changes);
@@ -285,12 +288,12 @@ async fn move_to_history(conn: &mut PgConnection, steps: &[Step], now: DateTime<
            attempt_timeout_s, backoff, worker_id, started_at, progress_percent, progress_stage, progress_message,
            error_kind, error_message, error_retryable, batch_id, ordinal, is_finalize, child_batch_id, cancel_asked_at,
            cancel_asked_by, cancel_reason, events, request_id, traceparent, tags, args, result, created_at, finished_at,
-           queue_timeout_s, deadline_s, deadline_at, retry_on)
+           queue_timeout_s, deadline_s, deadline_at, retry_on, concurrency_key)
          select job.id, owner_id, task, queue, final.state, priority, run_at, attempt, max_attempts, attempt_timeout_s,
            backoff, worker_id, started_at, progress_percent, progress_stage, progress_message, final.kind, final.message,
            final.retryable, batch_id, ordinal, is_finalize, child_batch_id, cancel_asked_at, cancel_asked_by,
            cancel_reason, events + 1, request_id, traceparent, tags, args, final.result, created_at, $7, queue_timeout_s,
-           deadline_s, deadline_at, retry_on
+           deadline_s, deadline_at, retry_on, concurrency_key
          from jobs.job
          join unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::boolean[])
            as final (id, state, result, kind, message, retryable) on final.id = job.id",

@@ -35,6 +35,8 @@ pub(crate) struct NewJob {
     /// Seconds from `run_at`; above 0.
     pub(crate) deadline_s: Option<f64>,
     pub(crate) retry_on: RetryOn,
+    /// As it stands in the table: of the owner, or of all.
+    pub(crate) concurrency_key: Option<String>,
     pub(crate) tags: Vec<String>,
     /// A JSON object.
     pub(crate) args: String,
@@ -110,20 +112,31 @@ pub(crate) async fn insert(
     let tags = column(&|job| serde_json::Value::from(job.tags.clone()).to_string());
 
     sqlx::query!(
-        "insert into jobs.job (id, owner_id, task, queue, state, priority, run_at, rank, attempts_until, max_attempts,
-           attempt_timeout_s, backoff, batch_id, ordinal, is_finalize, request_id, traceparent, tags, args, events, since,
-           created_at, queue_timeout_s, queue_until, deadline_s, deadline_at, retry_on)
-         select id, owner_id, task, queue, state, priority, run_at, rank, max_attempts, max_attempts, attempt_timeout_s,
-           backoff, batch_id, ordinal, is_finalize, request_id, traceparent,
-           array(select jsonb_array_elements_text(tags::jsonb)), args, 1, $19, $19, queue_timeout_s,
-           case when state = 'queued' then run_at + make_interval(secs => queue_timeout_s) end, deadline_s,
-           run_at + make_interval(secs => deadline_s), retry_on
-         from unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::smallint[], $7::timestamptz[],
-           $8::timestamptz[], $9::integer[], $10::double precision[], $11::text[], $12::uuid[], $13::integer[],
-           $14::boolean[], $15::text[], $16::text[], $17::text[], $18::text[], $20::double precision[],
-           $21::double precision[], $22::text[])
-           as new (id, owner_id, task, queue, state, priority, run_at, rank, max_attempts, attempt_timeout_s, backoff,
-             batch_id, ordinal, is_finalize, request_id, traceparent, tags, args, queue_timeout_s, deadline_s, retry_on)",
+        "with new as (
+           insert into jobs.job (id, owner_id, task, queue, state, priority, run_at, rank, attempts_until, max_attempts,
+             attempt_timeout_s, backoff, batch_id, ordinal, is_finalize, request_id, traceparent, tags, args, events, since,
+             created_at, queue_timeout_s, queue_until, deadline_s, deadline_at, retry_on, concurrency_key, lane)
+           select id, owner_id, new.task, new.queue, state, priority, run_at, rank, max_attempts, max_attempts,
+             attempt_timeout_s, backoff, batch_id, ordinal, is_finalize, request_id, traceparent,
+             array(select jsonb_array_elements_text(tags::jsonb)), args, 1, $19, $19, queue_timeout_s,
+             case when state = 'queued' then run_at + make_interval(secs => queue_timeout_s) end, deadline_s,
+             run_at + make_interval(secs => deadline_s), retry_on, concurrency_key,
+             jobs.lane(new.task, task.concurrency is not null, concurrency_key, owner_id, queue.is_keyed)
+           from unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::smallint[], $7::timestamptz[],
+             $8::timestamptz[], $9::integer[], $10::double precision[], $11::text[], $12::uuid[], $13::integer[],
+             $14::boolean[], $15::text[], $16::text[], $17::text[], $18::text[], $20::double precision[],
+             $21::double precision[], $22::text[], $23::text[])
+             as new (id, owner_id, task, queue, state, priority, run_at, rank, max_attempts, attempt_timeout_s, backoff,
+               batch_id, ordinal, is_finalize, request_id, traceparent, tags, args, queue_timeout_s, deadline_s, retry_on,
+               concurrency_key)
+           left join jobs.queue on queue.name = new.queue
+           left join jobs.task on task.name = new.task
+           returning queue, lane
+         )
+         update jobs.queue
+         set has_lanes = true
+         from (select distinct queue from new where lane is not null) as laned
+         where queue.name = laned.queue and not has_lanes",
         &ids,
         &owners,
         &column(&|job| job.task.clone()),
@@ -146,6 +159,7 @@ pub(crate) async fn insert(
         &queue_timeouts as &[Option<f64>],
         &deadlines as &[Option<f64>],
         &retry_ons as &[Option<String>],
+        &jobs.iter().map(|job| job.concurrency_key.clone()).collect::<Vec<_>>() as &[Option<String>],
     )
     .execute(&mut *conn)
     .await?;

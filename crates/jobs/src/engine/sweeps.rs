@@ -10,7 +10,7 @@ use proto::worker::{AttemptRef, Stop, StopAttempt, to_worker};
 use tracing::warn;
 
 use super::{
-    GROUP_MAX, Ground, cancel,
+    GROUP_MAX, Ground, admission, cancel,
     events::{self, Telling},
     expiry,
     finish::{self, End, Fault, Outcome},
@@ -32,6 +32,7 @@ const EXPIRE_EVERY: Duration = Duration::from_millis(500);
 const LEASES_EVERY: Duration = Duration::from_secs(1);
 const CANCELS_EVERY: Duration = Duration::from_secs(2);
 const RECONCILE_EVERY: Duration = Duration::from_secs(30);
+const LANES_EVERY: Duration = Duration::from_secs(1);
 const TIDY_EVERY: Duration = Duration::from_secs(600);
 
 pub(super) fn start(ground: &Arc<Ground>, tasks: &Tasks) {
@@ -51,6 +52,22 @@ pub(super) fn start(ground: &Arc<Ground>, tasks: &Tasks) {
                     () = stopping.cancelled() => return Ok(()),
                 }
             }
+        }
+    });
+    let stopping = tasks.stopping();
+    while_leading(ground, tasks, "jobs.lanes", move |ground, lead| {
+        let stopping = stopping.clone();
+        async move {
+            let followed = admission::Followed::default();
+            while !stopping.is_cancelled() {
+                admission::follow(&ground, lead, &followed).await?;
+                tokio::select! {
+                    () = ground.lanes.notified() => {}
+                    () = tokio::time::sleep(LANES_EVERY) => {}
+                    () = stopping.cancelled() => {}
+                }
+            }
+            Ok(())
         }
     });
     let stopping = tasks.stopping();
@@ -273,6 +290,7 @@ async fn send_stops(ground: &Ground) -> Result<(), Fail> {
 async fn tidy(ground: &Ground, lead: Lead) -> Result<(), Fail> {
     history::make_partitions(ground).await?;
     history::drop_expired(ground, lead).await?;
+    admission::tidy(ground, lead).await?;
     let now = ground.clock.now();
     let before = now - TimeDelta::days(i64::from(ground.settings.outbox_days));
     loop {

@@ -8,7 +8,10 @@ use kit::{Fail, clock::to_timestamp};
 use proto::jobs::{CancelAsked, Job, JobError, Progress, WaitingReason};
 use uuid::Uuid;
 
-use crate::{Core, engine::State};
+use crate::{
+    Core,
+    engine::{Standing, State},
+};
 
 /// A row of the view `jobs.any_job`.
 #[derive(Debug, sqlx::FromRow)]
@@ -43,6 +46,8 @@ pub(crate) struct JobRow {
     pub(crate) cancel_asked_at: Option<DateTime<Utc>>,
     pub(crate) cancel_asked_by: Option<Uuid>,
     pub(crate) cancel_reason: Option<String>,
+    pub(crate) concurrency_key: Option<String>,
+    pub(crate) lane: Option<String>,
 }
 
 impl JobRow {
@@ -94,6 +99,7 @@ impl JobRow {
             queue_until: self.queue_until.filter(|_| state == State::Queued).map(to_timestamp),
             deadline_at: self.deadline_at.map(to_timestamp),
             cancel_asked,
+            concurrency_key: self.concurrency_key.as_deref().map(plain_key).unwrap_or_default().to_owned(),
         })
     }
 
@@ -133,8 +139,14 @@ impl JobRow {
                 } else if !surroundings.offered.contains(&(self.queue.clone(), self.task.clone())) {
                     let detail = format!("No connected worker runs `{}` from the queue `{}`.", self.task, self.queue);
                     ("no_worker", detail)
+                } else if let Some((hindrance, detail)) =
+                    surroundings.standing.hindrance(&self.queue, self.lane.as_deref())
+                {
+                    (hindrance.as_str(), detail)
+                } else if surroundings.has_room.contains(&(self.queue.clone(), self.task.clone())) {
+                    ("turn", "It is about to start, or others come before it.".to_owned())
                 } else {
-                    ("no_free_slot", String::new())
+                    ("no_free_slot", "Every slot of the workers that could run it is taken.".to_owned())
                 }
             }
             State::Running
@@ -155,6 +167,10 @@ pub(crate) struct Surroundings {
     paused: HashMap<String, DateTime<Utc>>,
     /// Queue and task, where a connected worker takes that task from that queue.
     offered: HashSet<(String, String)>,
+    /// As above, where such a worker has a free slot.
+    has_room: HashSet<(String, String)>,
+    /// Limits, where a queue or task has some.
+    standing: Standing,
 }
 
 impl Surroundings {
@@ -170,23 +186,38 @@ impl Surroundings {
         }
         let (queues, tasks): (Vec<String>, Vec<String>) =
             pairs.into_iter().map(|(queue, task)| (queue.to_owned(), task.to_owned())).unzip();
+        let now = core.clock.now();
         let found = sqlx::query!(
             r#"select pair.queue as "queue!", pair.task as "task!", queue.paused_at as "paused_at?",
-                 exists (
-                   select from jobs.worker
-                   where worker.expires_at > $3 and not worker.is_draining and pair.task = any(worker.tasks)
-                     and (worker.queues = '{}' or pair.queue = any(worker.queues))
-                 ) as "is_offered!"
+                 offer.workers > 0 as "is_offered!", offer.free > 0 as "has_room!",
+                 queue.is_limited or task.concurrency is not null as "is_limited?"
                from unnest($1::text[], $2::text[]) as pair (queue, task)
-               left join jobs.queue on queue.name = pair.queue"#,
+               left join jobs.queue on queue.name = pair.queue
+               left join jobs.task on task.name = pair.task
+               cross join lateral (
+                 select count(*) as workers,
+                   count(*) filter (where slots > (select count(*) from jobs.job where worker_id = worker.id)) as free
+                 from jobs.worker
+                 where worker.expires_at > $3 and not worker.is_draining and pair.task = any(worker.tasks)
+                   and (worker.queues = '{}' or pair.queue = any(worker.queues))
+               ) as offer"#,
             &queues,
             &tasks,
-            core.clock.now(),
+            now,
         )
         .fetch_all(&core.pool)
         .await?;
         let mut surroundings = Self::default();
+        let limited = found.iter().filter(|pair| pair.is_limited == Some(true));
+        let (queues, tasks): (Vec<String>, Vec<String>) =
+            limited.map(|pair| (pair.queue.clone(), pair.task.clone())).unzip();
+        if !queues.is_empty() {
+            surroundings.standing = Standing::of(&mut *core.pool.acquire().await?, &queues, &tasks, now).await?;
+        }
         for pair in found {
+            if pair.has_room {
+                surroundings.has_room.insert((pair.queue.clone(), pair.task.clone()));
+            }
             if let Some(paused_at) = pair.paused_at {
                 surroundings.paused.insert(pair.queue.clone(), paused_at);
             }
@@ -196,6 +227,12 @@ impl Surroundings {
         }
         Ok(surroundings)
     }
+}
+
+/// A key as its job named it: `k:<owner>:<name>` is the owner's own, `a:<name>` everyone's.
+fn plain_key(key: &str) -> &str {
+    let name = key.split_once(':').map_or(key, |(_, name)| name);
+    if key.starts_with("k:") { name.split_once(':').map_or(name, |(_, name)| name) } else { name }
 }
 
 fn text(id: Option<Uuid>) -> String {

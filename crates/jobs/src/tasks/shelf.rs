@@ -10,6 +10,7 @@ use std::sync::{
 use chrono::{DateTime, Utc};
 use kit::Fail;
 use parking_lot::RwLock;
+use proto::jobs::Task;
 use sqlx::PgPool;
 use tokio::{
     sync::Mutex,
@@ -23,14 +24,27 @@ const FRESH_FOR: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Shown {
     pub(super) name: String,
-    pub(super) queue: String,
-    pub(super) schema_json: String,
-    pub(super) description: String,
+    queue: String,
+    schema_json: String,
+    description: String,
+    concurrency: Option<i32>,
     /// The ends of the leases of the workers that offer it and go on working.
     leases: Vec<DateTime<Utc>>,
 }
 
 impl Shown {
+    /// As it stands at `now`.
+    pub(super) fn to_proto(&self, now: DateTime<Utc>) -> Task {
+        Task {
+            name: self.name.clone(),
+            queue: self.queue.clone(),
+            schema_json: self.schema_json.clone(),
+            description: self.description.clone(),
+            workers: self.workers(now),
+            concurrency: self.concurrency.map(i32::unsigned_abs),
+        }
+    }
+
     /// Workers that offer it at `now`: one that has died since is not among them, read again or not.
     pub(super) fn workers(&self, now: DateTime<Utc>) -> u32 {
         let live = self.leases.iter().filter(|end| **end > now).count();
@@ -45,7 +59,7 @@ impl Shown {
 pub(super) async fn read(pool: &PgPool) -> Result<Vec<Shown>, Fail> {
     let rows = sqlx::query_as!(
         Shown,
-        r##"select name, queue, schema_json, description,
+        r##"select name, queue, schema_json, description, concurrency,
              array(select expires_at from jobs.worker where task.name = any(tasks) and not is_draining) as "leases!"
            from jobs.task
            order by name collate "C""##,
@@ -173,6 +187,7 @@ mod tests {
             queue: "default".to_owned(),
             schema_json: "{}".to_owned(),
             description: String::new(),
+            concurrency: None,
             leases: vec![at(10), at(20)],
         };
         assert_eq!([9, 10, 19, 20].map(|second| task.workers(at(second))), [2, 1, 1, 0]);

@@ -9,9 +9,10 @@ use proto::{
     events::ActRecorded,
     jobs::{
         Batch, CancelBatchRequest, CancelJobRequest, CompleteFilesRequest, CompletedFile, CreateBatchRequest,
-        FinalizeSpec, Job, JobSpec, PauseQueueRequest, Queue, RemoveFileRequest, ReserveFilesRequest,
-        ResumeQueueRequest, RetryJobRequest, batches_client::BatchesClient, files_client::FilesClient,
-        queues_client::QueuesClient,
+        FinalizeSpec, Job, JobSpec, PauseQueueRequest, Queue, QueueLimits, RemoveFileRequest, ReserveFilesRequest,
+        ResumeQueueRequest, RetryJobRequest, Task, UpdateQueueRequest, UpdateTaskRequest,
+        batches_client::BatchesClient, files_client::FilesClient, queues_client::QueuesClient,
+        tasks_client::TasksClient,
     },
     worker::{
         Failed, FanOutJob, FanOutRequest, Stopped, Succeeded, Suspended, attempts_client::AttemptsClient, outcome::End,
@@ -342,6 +343,8 @@ async fn what_cannot_be_written_down_does_not_happen() {
         cancel_batch(&house, &operator, &batch.id).await.err(),
         pause(&house, &operator, "maintenance").await.err(),
         resume(&house, &operator, "priority").await.err(),
+        limit(&house, &operator, "default").await.err(),
+        limit_task(&house, &operator, "demo_echo").await.err(),
         remove(&house, &operator, &file).await.err(),
         // A refusal that cannot be written down is no answer, either.
         cancel(&house, &operator, &dead.id).await.err(),
@@ -350,6 +353,34 @@ async fn what_cannot_be_written_down_does_not_happen() {
         assert_eq!(failure.map(|fail| fail.kind()), Some(kit::Kind::Internal), "number {at}");
     }
     assert_eq!(picture().await, before);
+}
+
+#[tokio::test]
+async fn limits_are_written_down_as_they_were_and_as_they_are() {
+    let house = House::open().await;
+    let (operator, _hand) = (person(&house, "operator"), worker(&house).await);
+    limit(&house, &operator, "default").await.expect("limited");
+    limit_task(&house, &operator, "demo_echo").await.expect("limited");
+    let told: Vec<_> = acts(&house).await.iter().map(|entry| (entry.action.clone(), facts(entry))).collect();
+    let before = json!({
+        "concurrency": 0, "key_concurrency": 0, "key_rate_milliseconds": 0, "key_rate_starts": 0,
+        "rate_milliseconds": 0, "rate_starts": 0, "share": "none"
+    });
+    let mut after = before.clone();
+    after["concurrency"] = json!(3);
+    assert_eq!(told[0], ("queue.limit".to_owned(), (before, after)));
+    assert_eq!(told[1], ("task.limit".to_owned(), (json!({ "concurrency": 0 }), json!({ "concurrency": 2 }))));
+}
+
+async fn limit(house: &House, user: &User, queue: &str) -> Result<Queue, Fail> {
+    let limits = Some(QueueLimits { concurrency: Some(3), ..QueueLimits::default() });
+    let asked = UpdateQueueRequest { name: queue.to_owned(), limits, fields: vec!["concurrency".to_owned()] };
+    answer(QueuesClient::new(house.peer.clone()).update(user.call.request(asked)).await)
+}
+
+async fn limit_task(house: &House, user: &User, task: &str) -> Result<Task, Fail> {
+    let asked = UpdateTaskRequest { name: task.to_owned(), concurrency: Some(2) };
+    answer(TasksClient::new(house.peer.clone()).update(user.call.request(asked)).await)
 }
 
 #[tokio::test]
@@ -396,6 +427,8 @@ async fn entries_tell_what_the_table_lists_and_nothing_that_a_person_typed_but_t
     cancel_batch(&house, &user, &batch.id).await.expect("cancelled");
     pause(&house, &admin, "default").await.expect("paused");
     resume(&house, &admin, "default").await.expect("resumed");
+    limit(&house, &admin, "default").await.expect("limited");
+    limit_task(&house, &admin, "demo_echo").await.expect("limited");
     let file = file(&house, &user, &format!("{MARK}.txt"), 7).await;
     remove(&house, &person(&house, "customer"), &file).await.expect_err("a stranger's");
     remove(&house, &user, &file).await.expect("removed");

@@ -262,7 +262,7 @@ async fn what_waits_says_why() {
     let (user, operator) = (house.user("customer"), house.user("operator"));
     let mut hand = house.hand(vec![task("demo_echo", "default", &json!({}))]).await;
     let id = house.submit(&user, spec("demo_echo")).await.expect("taken").id;
-    assert_eq!(waits(&house, &user, &id).await.0, "no_free_slot");
+    assert_eq!(waits(&house, &user, &id).await.0, "turn");
 
     let submitted = get(&house, &user, &id).await.expect("there").created_at;
     house.clock.advance(Duration::from_secs(5));

@@ -35,6 +35,7 @@ async fn a_task_that_was_offered_stays_known_when_its_workers_have_gone() {
         queue: offered.queue,
         schema_json: offered.schema_json,
         description: offered.description,
+        concurrency: None,
         workers: 2,
     };
     assert_eq!(tasks, std::slice::from_ref(&expected));

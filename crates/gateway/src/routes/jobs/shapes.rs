@@ -55,6 +55,13 @@ pub(in crate::routes) struct NewJob {
     #[serde(default)]
     #[schemars(extend("maxProperties" = 20))]
     retry_on: BTreeMap<String, RetryOn>,
+    /// One job of a key runs at a time, or as many as the queue's `key_concurrency` says. The key is your own.
+    #[serde(default)]
+    #[schemars(length(min = 1, max = 200))]
+    concurrency_key: Option<String>,
+    /// The key is everyone's: for those who may read anyone's jobs.
+    #[serde(default)]
+    concurrency_key_for_all: bool,
     #[serde(default)]
     tags: Vec<String>,
 }
@@ -187,6 +194,8 @@ pub(super) struct Job {
     /// When its stay in the queue is over.
     queue_until: Option<Time>,
     deadline_at: Option<Time>,
+    /// The key by which it is kept from running beside others.
+    concurrency_key: Option<String>,
 }
 
 /// How far a job is.
@@ -286,6 +295,8 @@ impl NewJob {
             tags: self.tags,
             queue_timeout_s: self.queue_timeout_s,
             deadline_s: self.deadline_s,
+            concurrency_key: self.concurrency_key,
+            concurrency_key_for_all: self.concurrency_key_for_all,
             retry_on: self.retry_on.into_iter().map(|(kind, rule)| rule.write(kind)).collect(),
         }
     }
@@ -393,6 +404,7 @@ impl Job {
             finished_at: maybe_time(job.finished_at),
             queue_until: maybe_time(job.queue_until),
             deadline_at: maybe_time(job.deadline_at),
+            concurrency_key: maybe(job.concurrency_key),
         })
     }
 }

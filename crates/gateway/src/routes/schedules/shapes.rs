@@ -169,6 +169,8 @@ struct ScheduledJob {
     queue_timeout_s: Option<f64>,
     deadline_s: Option<f64>,
     retry_on: BTreeMap<String, ScheduledRetryOn>,
+    concurrency_key: Option<String>,
+    concurrency_key_for_all: bool,
     tags: Vec<String>,
 }
 
@@ -356,6 +358,8 @@ impl ScheduledJob {
             queue_timeout_s,
             deadline_s,
             retry_on,
+            concurrency_key,
+            concurrency_key_for_all,
         } = job;
         let args = if args_json.is_empty() { "{}".to_owned() } else { args_json };
         let rule = |rule: rpc::RetryOn| match rule.backoff {
@@ -373,6 +377,8 @@ impl ScheduledJob {
             queue_timeout_s,
             deadline_s,
             retry_on: retry_on.into_iter().map(|asked| (asked.error_kind.clone(), rule(asked))).collect(),
+            concurrency_key,
+            concurrency_key_for_all,
             tags,
         })
     }

@@ -16,7 +16,8 @@ use proto::jobs::{
     ListJobsRequest, ListJobsResponse, ListLogsRequest, ListLogsResponse, ListQueuesRequest, ListQueuesResponse,
     ListTasksRequest, ListTasksResponse, ListWorkersRequest, ListWorkersResponse, LiveEvent, PauseQueueRequest, Queue,
     RemoveFileRequest, RemoveFileResponse, ReserveFilesRequest, ReserveFilesResponse, ReservedFile, ResumeQueueRequest,
-    RetryJobRequest, ScheduleSpec, SubmitJobsRequest, SubmitJobsResponse, SubmittedJob, Task, WatchRequest,
+    RetryJobRequest, ScheduleSpec, SubmitJobsRequest, SubmitJobsResponse, SubmittedJob, Task, UpdateQueueRequest,
+    UpdateTaskRequest, WatchRequest,
     batches_server::{Batches, BatchesServer},
     files_server::{Files, FilesServer},
     jobs_server::{Jobs as JobsService, JobsServer},
@@ -391,8 +392,13 @@ impl Tasks for Jobs {
             schema_json: r#"{"type":"object"}"#.into(),
             description: "Says it again.".into(),
             workers: 1,
+            concurrency: None,
         };
         Ok(Response::new(ListTasksResponse { items: vec![task], next_cursor: String::new() }))
+    }
+    async fn update(&self, request: Request<UpdateTaskRequest>) -> Result<Response<Task>, Status> {
+        let UpdateTaskRequest { name, concurrency } = request.into_inner();
+        Ok(Response::new(Task { name, concurrency, schema_json: "{}".into(), ..Task::default() }))
     }
 }
 
@@ -408,6 +414,12 @@ impl Queues for Jobs {
     }
     async fn resume(&self, request: Request<ResumeQueueRequest>) -> Result<Response<Queue>, Status> {
         Ok(Response::new(Queue { name: request.into_inner().name, ..Queue::default() }))
+    }
+    /// Shows in `depth` which fields were to be set.
+    async fn update(&self, request: Request<UpdateQueueRequest>) -> Result<Response<Queue>, Status> {
+        let UpdateQueueRequest { name, limits, fields } = request.into_inner();
+        let depth = fields.into_iter().map(|field| (field, 1)).collect();
+        Ok(Response::new(Queue { name, limits, depth, ..Queue::default() }))
     }
 }
 
