@@ -51,7 +51,10 @@ alter table jobs.job
   -- `k:<owner>:<name>`, or `a:<name>` for all owners.
   add column concurrency_key text,
   add column lane text;
-alter table jobs.job_history add column concurrency_key text;
+alter table jobs.job_history
+  add column concurrency_key text,
+  -- Its last one.
+  add column lane text;
 
 -- Who may be next: of those without a lane, and in each lane.
 drop index jobs.job_next;
@@ -86,5 +89,5 @@ union all
 select id, owner_id, task, queue, state, priority, run_at, attempt, max_attempts, worker_id, started_at, progress_percent,
   progress_stage, progress_message, error_kind, error_message, error_retryable, batch_id, ordinal, is_finalize,
   child_batch_id, cancel_asked_at, cancel_asked_by, events, tags, args, result, finished_at as since, created_at,
-  finished_at, null::timestamptz, deadline_at, cancel_reason, concurrency_key, null::text
+  finished_at, null::timestamptz, deadline_at, cancel_reason, concurrency_key, lane
 from jobs.job_history;

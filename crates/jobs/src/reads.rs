@@ -2,6 +2,7 @@
 //! A job that is not the caller's is not there: the answer to a stranger's id is that of one that never was.
 
 mod shown;
+mod waited;
 
 use chrono::{DateTime, Utc};
 use futures::TryStreamExt as _;
@@ -20,6 +21,7 @@ use sqlx::{Postgres, QueryBuilder};
 use uuid::Uuid;
 
 pub(crate) use shown::{JobRow, Surroundings};
+use waited::Stand;
 
 use crate::{Core, engine::State};
 
@@ -46,7 +48,16 @@ pub(crate) async fn get_job(core: &Core, caller: &Caller, id: &str) -> Result<Jo
     .await?
     .ok_or_else(not_found)?;
     let surroundings = Surroundings::of(core, std::slice::from_ref(&row)).await?;
-    row.into_proto(&surroundings)
+    let stand = Stand {
+        id: row.id,
+        queue: &row.queue,
+        task: &row.task,
+        lane: row.lane.as_deref(),
+        finished_at: row.finished_at,
+    };
+    let waited = waited::waited(&core.pool, &stand, core.clock.now()).await?;
+    let job = row.into_proto(&surroundings)?;
+    Ok(Job { waited: waited.into_iter().map(|(reason, seconds)| (reason.to_owned(), seconds)).collect(), ..job })
 }
 
 /// Most bytes of jobs on one page, but for one job that is larger by itself: half of what a message between roles may have

@@ -49,6 +49,7 @@ async fn a_job_is_passed_on_whole_and_answered_as_the_contract_shows_it() {
             "state",
             "tags",
             "task",
+            "waited",
             "waiting_reason",
             "worker_id"
         ]

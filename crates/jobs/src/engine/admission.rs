@@ -196,6 +196,31 @@ impl Standing {
     }
 }
 
+/// What is held up by limits, over all queues and tasks: queues by themselves, and lanes in which something waits, of those
+/// `lanes_max` at most.
+pub(super) async fn held_up(
+    conn: &mut PgConnection,
+    lanes_max: usize,
+    now: DateTime<Utc>,
+) -> Result<Vec<(String, Option<String>, Hindrance)>, Fail> {
+    let queues = sqlx::query_scalar!("select name from jobs.queue where is_limited").fetch_all(&mut *conn).await?;
+    if queues.is_empty() {
+        return Ok(Vec::new());
+    }
+    let tasks =
+        sqlx::query_scalar!("select name from jobs.task where concurrency is not null").fetch_all(&mut *conn).await?;
+    let books = count(conn, &queues, &tasks, now).await?;
+    let mut places = lanes_of(conn, &queues).await?;
+    places.extend(queues.into_iter().map(|queue| Place { queue, lane: None }));
+    let held = places.into_iter().filter_map(|place| {
+        let hindrance = books.hindrance(&place)?;
+        Some((place.queue, place.lane, hindrance))
+    });
+    let (of_queues, mut of_lanes): (Vec<_>, Vec<_>) = held.partition(|(_, lane, _)| lane.is_none());
+    of_lanes.truncate(lanes_max);
+    Ok(of_queues.into_iter().chain(of_lanes).collect())
+}
+
 /// Reads limits, and counts what they bound.
 async fn count(
     conn: &mut PgConnection,

@@ -11,6 +11,7 @@ mod fan_in;
 mod finish;
 mod group;
 mod history;
+mod holdups;
 mod leader;
 mod live;
 mod measure;
@@ -175,6 +176,7 @@ impl Engine {
         leader::start(&ground, tasks);
         sweeps::start(&ground, tasks);
         measure::start(&ground, tasks);
+        holdups::start(&ground, tasks);
         wakes::start(&ground, tasks);
         Ok(Self { ground, finisher, notebook })
     }

@@ -288,12 +288,12 @@ async fn move_to_history(conn: &mut PgConnection, steps: &[Step], now: DateTime<
            attempt_timeout_s, backoff, worker_id, started_at, progress_percent, progress_stage, progress_message,
            error_kind, error_message, error_retryable, batch_id, ordinal, is_finalize, child_batch_id, cancel_asked_at,
            cancel_asked_by, cancel_reason, events, request_id, traceparent, tags, args, result, created_at, finished_at,
-           queue_timeout_s, deadline_s, deadline_at, retry_on, concurrency_key)
+           queue_timeout_s, deadline_s, deadline_at, retry_on, concurrency_key, lane)
          select job.id, owner_id, task, queue, final.state, priority, run_at, attempt, max_attempts, attempt_timeout_s,
            backoff, worker_id, started_at, progress_percent, progress_stage, progress_message, final.kind, final.message,
            final.retryable, batch_id, ordinal, is_finalize, child_batch_id, cancel_asked_at, cancel_asked_by,
            cancel_reason, events + 1, request_id, traceparent, tags, args, final.result, created_at, $7, queue_timeout_s,
-           deadline_s, deadline_at, retry_on, concurrency_key
+           deadline_s, deadline_at, retry_on, concurrency_key, lane
          from jobs.job
          join unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::boolean[])
            as final (id, state, result, kind, message, retryable) on final.id = job.id",
@@ -359,6 +359,10 @@ fn tell(step: &Step, telling: &mut Telling, word: &mut Vec<outbox::Event>) {
     );
     let error = step.error.as_ref().map(|fault| (fault.kind.as_str(), fault.message.as_str(), fault.is_retryable));
     telling.job(row.id, row.events + 1, row.batch_id, "state", events::state(row.id, step.next, row.attempt, error));
+    if matches!(step.next, State::Failed | State::Expired) {
+        let labels = [("queue", row.queue.clone()), ("task", row.task.clone())];
+        metrics::counter!("guildhall_dead_letters_total", &labels).increment(1);
+    }
     let kind = match step.next {
         State::Succeeded => "jobs.job.succeeded",
         State::Failed => "jobs.job.failed",

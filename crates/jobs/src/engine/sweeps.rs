@@ -14,7 +14,7 @@ use super::{
     events::{self, Telling},
     expiry,
     finish::{self, End, Fault, Outcome},
-    history,
+    history, holdups,
     leader::{Lead, Told, while_leading},
     reconcile,
     states::State,
@@ -292,6 +292,7 @@ async fn tidy(ground: &Ground, lead: Lead) -> Result<(), Fail> {
     history::drop_expired(ground, lead).await?;
     admission::tidy(ground, lead).await?;
     let now = ground.clock.now();
+    holdups::tidy(ground, lead, now).await?;
     let before = now - TimeDelta::days(i64::from(ground.settings.outbox_days));
     loop {
         let mut transaction = lead.begin(&ground.pool).await?;

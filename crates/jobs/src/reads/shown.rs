@@ -100,6 +100,7 @@ impl JobRow {
             deadline_at: self.deadline_at.map(to_timestamp),
             cancel_asked,
             concurrency_key: self.concurrency_key.as_deref().map(plain_key).unwrap_or_default().to_owned(),
+            waited: HashMap::new(),
         })
     }
 

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use kit::Fail;
 use proto::jobs::{
-    JobSpec, Queue, QueueLimits, Rate, Task, UpdateQueueRequest, UpdateTaskRequest, queues_client::QueuesClient,
-    tasks_client::TasksClient,
+    JobSpec, PauseQueueRequest, Queue, QueueLimits, Rate, ResumeQueueRequest, Task, UpdateQueueRequest,
+    UpdateTaskRequest, queues_client::QueuesClient, tasks_client::TasksClient,
 };
 use proto::worker::Assignment;
 
@@ -278,4 +278,36 @@ async fn limits_that_cannot_be_are_refused_at_their_place() {
     assert_eq!(pointers, ["/concurrency", "/rate/burst", "/rate/seconds", "/share"]);
     let unknown = limit(&house, "nowhere", &["concurrency"], QueueLimits::default()).await.unwrap_err();
     assert_eq!(unknown.code(), "jobs.queue_not_found");
+}
+
+#[tokio::test]
+async fn a_job_tells_what_it_has_waited_for() {
+    let house = House::new().await;
+    let user = house.user(&["operator"]);
+    let mut worker = house.stranger_worker("").await;
+    let pool = house.database.pool();
+    eventually(pool, "select not exists (select from jobs.holdup where queue = 'default' and to_at is null)").await;
+    let id = user.submit(keyed("disk")).await;
+    house.clock.advance(std::time::Duration::from_secs(2));
+    let queues = || QueuesClient::new(user.peer.clone());
+    let pause = PauseQueueRequest { name: "default".to_owned() };
+    queues().pause(user.call.request(pause)).await.unwrap();
+    eventually(pool, "select exists (select from jobs.holdup where reason = 'queue_paused')").await;
+    house.clock.advance(std::time::Duration::from_secs(5));
+    let waited = user.job(&id).await.waited;
+    assert_eq!(waited, HashMap::from([("turn".to_owned(), 2.0), ("queue_paused".to_owned(), 5.0)]));
+    let resume = ResumeQueueRequest { name: "default".to_owned() };
+    queues().resume(user.call.request(resume)).await.unwrap();
+    eventually(pool, "select bool_and(to_at is not null) from jobs.holdup where reason = 'queue_paused'").await;
+
+    worker.credit(2).await;
+    let first = worker.next_assigned().await;
+    let second = user.submit(keyed("disk")).await;
+    eventually(pool, "select exists (select from jobs.holdup where reason = 'key_limit')").await;
+    house.clock.advance(std::time::Duration::from_secs(3));
+    worker.succeed(&first, "{}").await;
+    let next = worker.next_assigned().await;
+    worker.succeed(&next, "{}").await;
+    assert_eq!(user.job(&second).await.waited, HashMap::from([("key_limit".to_owned(), 3.0)]));
+    assert_eq!(user.job(&id).await.waited, waited);
 }

@@ -77,6 +77,13 @@ pub const METRICS: &[Metric] = &[
         "Live jobs. Told by the replica that leads; so are the two below.",
     ),
     gauge("guildhall_queue_oldest_seconds", &["queue"], "How long the oldest job of a queue that may run has waited."),
+    counter(
+        "guildhall_queue_held_up_seconds_total",
+        &["queue", "reason"],
+        "For how long something kept jobs of a queue, or some of them, from starting; the reasons are those of a job's \
+         `waited`.",
+    ),
+    counter("guildhall_dead_letters_total", &["queue", "task"], "Jobs that have failed or expired for good."),
     gauge("guildhall_workers", &["profile", "state"], "Connected workers, `ready` or `draining`."),
     gauge("guildhall_jobs_leads", &[], "1 on the replica of `jobs` that does the common work, 0 on the others."),
     gauge("guildhall_batch_drift", &[], "Batches whose counters the reconciler found wrong in its last round."),

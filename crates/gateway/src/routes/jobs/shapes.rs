@@ -178,6 +178,8 @@ pub(super) struct Job {
     tags: Vec<String>,
     progress: Option<Progress>,
     waiting_reason: Option<WaitingReason>,
+    /// Seconds that it has waited, by reason: those of `waiting_reason`. Of a job that is asked for by its id; empty in lists.
+    waited: BTreeMap<String, f64>,
     /// How its stop was asked for, once it was.
     cancel_asked: Option<CancelAsked>,
     /// What the task made, once it has succeeded.
@@ -404,6 +406,7 @@ impl Job {
             finished_at: maybe_time(job.finished_at),
             queue_until: maybe_time(job.queue_until),
             deadline_at: maybe_time(job.deadline_at),
+            waited: job.waited.into_iter().collect(),
             concurrency_key: maybe(job.concurrency_key),
         })
     }
