@@ -217,6 +217,7 @@ fn child(core: &Core, held: &Held, batch: Uuid, ordinal: i32, job: FanOutJob, qu
         queue_timeout_s: None,
         deadline_s: None,
         retry_on: RetryOn::default(),
+        unique: None,
         tags: Vec::new(),
         args: job.args_json,
         place: Place::Child { batch, ordinal },

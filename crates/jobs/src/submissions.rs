@@ -21,7 +21,7 @@ pub(crate) use writing::{Submission, Taken, write};
 
 use crate::{
     Core, SCHEMA,
-    engine::{Backoff, NewJob, Place, RetryOn},
+    engine::{Backoff, NewJob, Place, RetryOn, Unique},
 };
 
 /// Jobs that one call may bring.
@@ -179,6 +179,28 @@ async fn check_one(
         violations.extend(faults);
         RetryOn::default()
     });
+    // A key's job is sure to be there for as long as history is.
+    let window_max = Duration::from_secs(u64::from(core.settings.history_days) * 24 * 60 * 60);
+    let unique = Unique::parse(spec.unique_key.as_deref(), spec.unique.as_ref(), at, window_max);
+    let unique = unique.unwrap_or_else(|faults| {
+        violations.extend(faults);
+        None
+    });
+    if let Some(unique) = &unique {
+        if place != Place::Alone {
+            violations.push(Violation {
+                pointer: format!("{at}/unique_key"),
+                code: "not_in_a_batch".to_owned(),
+                message: "a job of a batch cannot be unique".to_owned(),
+            });
+        } else if unique.is_for_all && caller.narrowed_to("jobs:read").is_some() {
+            forbidden.push(Violation {
+                pointer: format!("{at}/unique/for_all"),
+                code: "forbidden".to_owned(),
+                message: "your roles may make a job unique among your own only".to_owned(),
+            });
+        }
+    }
     let mut task_queue = String::new();
     let args = if spec.args_json.is_empty() { "{}" } else { &spec.args_json };
     if args.len() > ARGS_BYTES_MAX {
@@ -235,6 +257,7 @@ async fn check_one(
         tags: spec.tags,
         args: args.to_owned(),
         place,
+        unique,
         request_id: origin.request_id.clone(),
         traceparent: origin.traceparent.clone(),
     }))

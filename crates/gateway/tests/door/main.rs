@@ -13,4 +13,5 @@ mod identity;
 mod input;
 mod live;
 mod schedules;
+mod unique;
 mod users;

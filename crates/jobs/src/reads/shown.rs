@@ -43,6 +43,7 @@ pub(crate) struct JobRow {
     pub(crate) cancel_asked_at: Option<DateTime<Utc>>,
     pub(crate) cancel_asked_by: Option<Uuid>,
     pub(crate) cancel_reason: Option<String>,
+    pub(crate) unique_key: Option<String>,
 }
 
 impl JobRow {
@@ -94,6 +95,7 @@ impl JobRow {
             queue_until: self.queue_until.filter(|_| state == State::Queued).map(to_timestamp),
             deadline_at: self.deadline_at.map(to_timestamp),
             cancel_asked,
+            unique_key: self.unique_key.unwrap_or_default(),
         })
     }
 

@@ -13,4 +13,5 @@ mod replicas;
 mod retries;
 mod stopping;
 mod submitting;
+mod unique;
 mod watching;

@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::unique::Unique;
 use crate::{
     route::Reply,
     wire::{Raw, Time, maybe, maybe_time, time},
@@ -57,6 +58,13 @@ pub(in crate::routes) struct NewJob {
     retry_on: BTreeMap<String, RetryOn>,
     #[serde(default)]
     tags: Vec<String>,
+    /// Of your jobs of this task that show the same key, one holds it. While another does, that one is answered, unless
+    /// `unique` says otherwise. A job of a batch has none.
+    #[serde(default)]
+    #[schemars(length(min = 1, max = 200))]
+    unique_key: Option<String>,
+    #[serde(default)]
+    unique: Option<Unique>,
 }
 
 /// What to do about one kind of error.
@@ -187,6 +195,7 @@ pub(super) struct Job {
     /// When its stay in the queue is over.
     queue_until: Option<Time>,
     deadline_at: Option<Time>,
+    unique_key: Option<String>,
 }
 
 /// How far a job is.
@@ -287,6 +296,8 @@ impl NewJob {
             queue_timeout_s: self.queue_timeout_s,
             deadline_s: self.deadline_s,
             retry_on: self.retry_on.into_iter().map(|(kind, rule)| rule.write(kind)).collect(),
+            unique_key: self.unique_key,
+            unique: self.unique.map(Unique::write),
         }
     }
 }
@@ -393,6 +404,7 @@ impl Job {
             finished_at: maybe_time(job.finished_at),
             queue_until: maybe_time(job.queue_until),
             deadline_at: maybe_time(job.deadline_at),
+            unique_key: maybe(job.unique_key),
         })
     }
 }

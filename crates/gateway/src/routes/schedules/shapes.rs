@@ -170,6 +170,17 @@ struct ScheduledJob {
     deadline_s: Option<f64>,
     retry_on: BTreeMap<String, ScheduledRetryOn>,
     tags: Vec<String>,
+    unique_key: Option<String>,
+    unique: Option<ScheduledUnique>,
+}
+
+/// How its jobs are unique.
+#[derive(Debug, Serialize, JsonSchema)]
+struct ScheduledUnique {
+    hold: Option<String>,
+    window_s: Option<f64>,
+    on_conflict: Option<String>,
+    for_all: bool,
 }
 
 /// What is done about one kind of error.
@@ -356,6 +367,8 @@ impl ScheduledJob {
             queue_timeout_s,
             deadline_s,
             retry_on,
+            unique_key,
+            unique,
         } = job;
         let args = if args_json.is_empty() { "{}".to_owned() } else { args_json };
         let rule = |rule: rpc::RetryOn| match rule.backoff {
@@ -374,7 +387,20 @@ impl ScheduledJob {
             deadline_s,
             retry_on: retry_on.into_iter().map(|asked| (asked.error_kind.clone(), rule(asked))).collect(),
             tags,
+            unique_key,
+            unique: unique.map(ScheduledUnique::read),
         })
+    }
+}
+
+impl ScheduledUnique {
+    fn read(unique: rpc::Unique) -> Self {
+        Self {
+            hold: maybe(unique.hold),
+            window_s: unique.window_s,
+            on_conflict: maybe(unique.on_conflict),
+            for_all: unique.for_all,
+        }
     }
 }
 
