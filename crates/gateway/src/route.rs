@@ -52,7 +52,7 @@ use kit::Fail;
 use proto::Need;
 use schemars::{SchemaGenerator, generate::SchemaSettings};
 
-pub use answer::{Answer, Content, Described, Events, NoContent, Page, Reply};
+pub use answer::{AcceptedOrThere, Answer, Content, Described, Events, NoContent, Page, Reply};
 pub use ask::{
     Ask, BodyInput, Bounds, Id, Json, JsonOrNothing, Named, Nothing, Parameter, PathInput, Query, QueryInput,
     UploadBody,

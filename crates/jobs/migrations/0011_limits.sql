@@ -83,11 +83,11 @@ create or replace view jobs.any_job as
 select id, owner_id, task, queue, state, priority, run_at, attempt, max_attempts, worker_id, started_at, progress_percent,
   progress_stage, progress_message, error_kind, error_message, error_retryable, batch_id, ordinal, is_finalize,
   child_batch_id, cancel_asked_at, cancel_asked_by, events, tags, args, null::text as result, since, created_at,
-  null::timestamptz as finished_at, queue_until, deadline_at, cancel_reason, concurrency_key, lane
+  null::timestamptz as finished_at, queue_until, deadline_at, cancel_reason, unique_key, concurrency_key, lane
 from jobs.job
 union all
 select id, owner_id, task, queue, state, priority, run_at, attempt, max_attempts, worker_id, started_at, progress_percent,
   progress_stage, progress_message, error_kind, error_message, error_retryable, batch_id, ordinal, is_finalize,
   child_batch_id, cancel_asked_at, cancel_asked_by, events, tags, args, result, finished_at as since, created_at,
-  finished_at, null::timestamptz, deadline_at, cancel_reason, concurrency_key, lane
+  finished_at, null::timestamptz, deadline_at, cancel_reason, unique_key, concurrency_key, lane
 from jobs.job_history;

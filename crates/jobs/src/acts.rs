@@ -1,7 +1,6 @@
 //! What `jobs` writes into the audit log: its table of acts. What the engine does by itself is no act, but for the cancel of a
-//! schedule's run that its next occurrence replaces, which is `system`'s; nor is handing jobs in: `jobs.job.submitted`
-//! tells of that. An act that found everything done already, as pausing a paused queue, changes
-//! nothing and leaves no entry.
+//! schedule's run that a later one replaces, which is `system`'s; nor is handing jobs in: `jobs.job.submitted` tells of that.
+//! An act that found everything done already, as pausing a paused queue, changes nothing and leaves no entry.
 
 use kit::audit::Action;
 
@@ -12,7 +11,7 @@ pub(crate) static CANCEL_JOB: Action = Action {
     name: "job.cancel",
     target: "job",
     fields: &["state"],
-    when: "A job was asked to stop. Refused: another's, one that has ended.",
+    when: "A job was asked to stop, or replaced by another of its unique key. Refused: another's, one that has ended.",
 };
 pub(crate) static RETRY_JOB: Action = Action {
     name: "job.retry",

@@ -218,6 +218,7 @@ fn child(core: &Core, held: &Held, batch: Uuid, ordinal: i32, job: FanOutJob, qu
         deadline_s: None,
         retry_on: RetryOn::default(),
         concurrency_key: None,
+        unique: None,
         tags: Vec::new(),
         args: job.args_json,
         place: Place::Child { batch, ordinal },

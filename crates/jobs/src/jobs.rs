@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::{
     Core, SCHEMA, acts,
-    engine::{self, Place, State, Stream, Subject, Telling},
+    engine::{self, Holding, Place, State, Stream, Subject, Telling},
     reads,
     submissions::{self, Origin, Submission},
 };
@@ -91,7 +91,8 @@ async fn submit(core: &Core, call: &Call, asked: SubmitJobsRequest) -> Result<Su
     let is_single = asked.jobs.len() == 1;
     let mut taken = match checked(core, call, asked).await {
         Ok(jobs) => {
-            let submission = Submission { owner: caller.subject, key: call.idempotency.clone(), jobs: jobs.into() };
+            let (key, jobs, call) = (call.idempotency.clone(), jobs.into(), Arc::new(call.clone()));
+            let submission = Submission { owner: caller.subject, key, jobs, call };
             core.submitter.write(submission).await??
         }
         Err(fail) => submissions::refuse(core, call, fail).await?,
@@ -141,15 +142,16 @@ async fn cancel(core: &Core, caller: &Caller, id: Uuid, owner: Uuid, reason: &st
 }
 
 /// Puts a dead letter, or a job that was cancelled or expired, back into its queue, under its id. Its attempts are counted
-/// on, and it is granted `max_attempts` and all its time anew. A batch it belongs to is opened again, and will finalize again; a parent starts over with a new
-/// batch.
+/// on, and it is granted `max_attempts` and all its time anew, and takes its unique key again unless another holds that by
+/// now. A batch it belongs to is opened again, and will finalize again; a parent starts over with a new batch.
 async fn retry(core: &Core, caller: &Caller, id: Uuid, owner: Uuid, act: Act) -> Result<(), Fail> {
     check_may(caller, "jobs:retry", owner)?;
     let now = core.clock.now();
     let _told = span::transaction("jobs.retry");
     let mut transaction = core.pool.begin().await?;
     let Some(job) = sqlx::query!(
-        "select state, owner_id, task, queue, priority, attempt, events, batch_id, is_finalize
+        "select state, owner_id, task, queue, priority, attempt, events, batch_id, is_finalize, unique_key,
+           is_unique_for_all, unique_hold
          from jobs.job_history
          where id = $1
          for update",
@@ -168,12 +170,13 @@ async fn retry(core: &Core, caller: &Caller, id: Uuid, owner: Uuid, act: Act) ->
         "insert into jobs.job (id, owner_id, task, queue, state, priority, run_at, rank, attempt, attempts_until,
            max_attempts, attempt_timeout_s, backoff, token, started_at, batch_id, ordinal, is_finalize, events, request_id,
            traceparent, tags, args, since, created_at, queue_timeout_s, queue_until, deadline_s, deadline_at, retry_on,
-           concurrency_key, lane)
+           concurrency_key, lane, unique_key, is_unique_for_all, unique_hold)
          select id, owner_id, past.task, past.queue, 'queued', priority, $2, $3, attempt, attempt + max_attempts, max_attempts,
            attempt_timeout_s, backoff, 0, started_at, batch_id, ordinal, is_finalize, events + 1, request_id, traceparent,
            tags, args, $2, created_at, queue_timeout_s, $2::timestamptz + make_interval(secs => queue_timeout_s), deadline_s,
            $2::timestamptz + make_interval(secs => deadline_s), retry_on, concurrency_key,
-           jobs.lane(past.task, task.concurrency is not null, concurrency_key, owner_id, queue.is_keyed)
+           jobs.lane(past.task, task.concurrency is not null, concurrency_key, owner_id, queue.is_keyed), unique_key,
+           is_unique_for_all, unique_hold
          from jobs.job_history as past
          left join jobs.queue on queue.name = past.queue
          left join jobs.task on task.name = past.task
@@ -197,6 +200,10 @@ async fn retry(core: &Core, caller: &Caller, id: Uuid, owner: Uuid, act: Act) ->
     let mut telling = Telling::default();
     if let Some(batch) = job.batch_id {
         engine::reopen(&mut transaction, batch, id, was, job.is_finalize, &mut telling).await?;
+    }
+    if let (Some(key), Some(hold)) = (&job.unique_key, &job.unique_hold) {
+        let own = Holding::new(id, job.owner_id, job.is_unique_for_all, &job.task, key);
+        engine::take_key_again(&mut transaction, own, hold, now).await?;
     }
     telling.state(id, job.events + 1, job.batch_id, State::Queued, job.attempt);
     let word = proto::events::JobChanged {

@@ -38,7 +38,7 @@ pub(crate) async fn get_job(core: &Core, caller: &Caller, id: &str) -> Result<Jo
              worker_id, started_at, progress_percent, progress_stage, progress_message, error_kind, error_message,
              error_retryable, batch_id, child_batch_id, tags as "tags!", args as "args!", result, since as "since!",
              created_at as "created_at!", finished_at, queue_until, deadline_at, cancel_asked_at, cancel_asked_by,
-             cancel_reason, concurrency_key, lane
+             cancel_reason, concurrency_key, lane, unique_key
            from jobs.any_job
            where id = $1 and ($2::uuid is null or owner_id = $2)"#,
         id,
@@ -146,7 +146,7 @@ impl<'a> Filter<'a> {
             "select id, owner_id, task, queue, state, priority, run_at, attempt, max_attempts, worker_id, started_at,
                progress_percent, progress_stage, progress_message, error_kind, error_message, error_retryable, batch_id,
                child_batch_id, tags, args, result, since, created_at, finished_at, queue_until, deadline_at,
-               cancel_asked_at, cancel_asked_by, cancel_reason, concurrency_key, lane
+               cancel_asked_at, cancel_asked_by, cancel_reason, concurrency_key, lane, unique_key
              from jobs.any_job
              where true",
         );

@@ -1,27 +1,27 @@
 //! Taking jobs in: what a caller asks for is checked against the rules, every fault is told at its pointer, and what is
 //! good becomes rows. Nothing is taken in part.
 
-use std::{sync::Arc, time::Duration};
+mod writing;
+
+use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use kit::{
     Fail, clock,
     fail::Violation,
-    grpc::{Call, IdempotencyKey},
+    grpc::Call,
     idempotency,
     identity::Caller,
-    telemetry::{
-        Span,
-        span::{self, Shared},
-    },
+    telemetry::{Span, span},
 };
-use proto::jobs::{JobSpec, SubmitJobsResponse, SubmittedJob};
-use sqlx::PgConnection;
+use proto::jobs::{JobSpec, SubmitJobsResponse};
 use uuid::Uuid;
+
+pub(crate) use writing::{Submission, Taken, write};
 
 use crate::{
     Core, SCHEMA,
-    engine::{self, Backoff, NewJob, Place, RetryOn, Telling},
+    engine::{Backoff, NewJob, Place, RetryOn, Unique},
 };
 
 /// Jobs that one call may bring.
@@ -187,6 +187,28 @@ async fn check_one(
         violations.extend(faults);
         RetryOn::default()
     });
+    // A key's job is sure to be there for as long as history is.
+    let window_max = Duration::from_secs(u64::from(core.settings.history_days) * 24 * 60 * 60);
+    let unique = Unique::parse(spec.unique_key.as_deref(), spec.unique.as_ref(), at, window_max);
+    let unique = unique.unwrap_or_else(|faults| {
+        violations.extend(faults);
+        None
+    });
+    if let Some(unique) = &unique {
+        if place != Place::Alone {
+            violations.push(Violation {
+                pointer: format!("{at}/unique_key"),
+                code: "not_in_a_batch".to_owned(),
+                message: "a job of a batch cannot be unique".to_owned(),
+            });
+        } else if unique.is_for_all && caller.narrowed_to("jobs:read").is_some() {
+            forbidden.push(Violation {
+                pointer: format!("{at}/unique/for_all"),
+                code: "forbidden".to_owned(),
+                message: "your roles may make a job unique among your own only".to_owned(),
+            });
+        }
+    }
     let mut task_queue = String::new();
     let args = if spec.args_json.is_empty() { "{}" } else { &spec.args_json };
     if args.len() > ARGS_BYTES_MAX {
@@ -247,67 +269,10 @@ async fn check_one(
         tags: spec.tags,
         args: args.to_owned(),
         place,
+        unique,
         request_id: origin.request_id.clone(),
         traceparent: origin.traceparent.clone(),
     }))
-}
-
-/// A checked submission on its way to the group writer.
-#[derive(Debug, Clone)]
-pub(crate) struct Submission {
-    pub(crate) owner: Uuid,
-    pub(crate) key: Option<IdempotencyKey>,
-    pub(crate) jobs: Arc<[NewJob]>,
-}
-
-/// What became of a submission: taken in, answered before, or refused.
-pub(crate) type Taken = Result<SubmitJobsResponse, Fail>;
-
-/// Writes a group of submissions in one transaction: those without a key, and those whose key is fresh, with the key's
-/// answer beside them.
-///
-/// # Errors
-/// As the database; nothing is written then.
-pub(crate) async fn write(core: &engine::Ground, group: Vec<Submission>) -> Result<Vec<Taken>, Fail> {
-    let now = core.clock.now();
-    let shared = Shared::begin();
-    let mut transaction = core.pool.begin().await?;
-    let mut telling = Telling::default();
-    let mut taken = Vec::with_capacity(group.len());
-    let mut fresh: Vec<NewJob> = Vec::new();
-    let mut keys: Vec<(Uuid, &str)> = Vec::new();
-    for submission in &group {
-        let answer = answer(&submission.jobs);
-        let Some(key) = &submission.key else {
-            fresh.extend(submission.jobs.iter().cloned());
-            taken.push(Ok(answer));
-            continue;
-        };
-        // The transaction's own locks do not stop it from taking them again, so twins within the group are told here.
-        if keys.contains(&(submission.owner, &key.key)) {
-            taken.push(Err(idempotency::in_flight()));
-            continue;
-        }
-        keys.push((submission.owner, &key.key));
-        taken.push(match keyed(&mut transaction, submission.owner, key, &answer, now).await {
-            Ok(None) => {
-                fresh.extend(submission.jobs.iter().cloned());
-                Ok(answer)
-            }
-            Ok(Some(replayed)) => Ok(replayed),
-            Err(fail) if fail.is_transient() => return Err(fail),
-            Err(fail) => Err(fail),
-        });
-    }
-    engine::insert(&mut transaction, &core.clock, &fresh, now, &mut telling).await?;
-    let streams = telling.append(&mut transaction, now).await?;
-    transaction.commit().await?;
-    shared.end("jobs.submit", group.iter().map(|submission| submission.jobs.first()?.traceparent.as_deref()));
-    if fresh.iter().any(|job| job.concurrency_key.is_some()) {
-        core.limits.limited();
-    }
-    core.took_in(streams);
-    Ok(taken)
 }
 
 /// Answers a submission that cannot be taken. A refusal is kept under the caller's idempotency key as an answer is, and
@@ -325,31 +290,4 @@ pub(crate) async fn refuse(core: &Core, call: &Call, fail: Fail) -> Result<Submi
             .await?;
     answer.replayed = is_replayed;
     Ok(answer)
-}
-
-/// The earlier answer to a key, or `None` after keeping this one.
-async fn keyed(
-    conn: &mut PgConnection,
-    owner: Uuid,
-    key: &IdempotencyKey,
-    answer: &SubmitJobsResponse,
-    now: DateTime<Utc>,
-) -> Result<Option<SubmitJobsResponse>, Fail> {
-    use prost::Message as _;
-    match idempotency::find(conn, SCHEMA, owner, key, now).await? {
-        idempotency::Found::Answered(earlier) => {
-            let mut earlier = SubmitJobsResponse::decode(earlier?.as_slice()).map_err(Fail::internal)?;
-            earlier.replayed = true;
-            Ok(Some(earlier))
-        }
-        idempotency::Found::Fresh => {
-            idempotency::keep(conn, SCHEMA, owner, key, Ok(&answer.encode_to_vec()), now).await?;
-            Ok(None)
-        }
-    }
-}
-
-fn answer(jobs: &[NewJob]) -> SubmitJobsResponse {
-    let items = jobs.iter().map(|job| SubmittedJob { id: job.id.to_string(), existing: false }).collect();
-    SubmitJobsResponse { items, replayed: false, job: None }
 }

@@ -71,6 +71,46 @@ impl<const STATUS: u16, T: Serialize + JsonSchema + Send + 'static> Answer for R
     }
 }
 
+/// A JSON body: of what was accepted (202), or of what was there before (200).
+#[derive(Debug)]
+pub struct AcceptedOrThere<T> {
+    body: T,
+    was_there: bool,
+    replayed: bool,
+}
+
+impl<T> AcceptedOrThere<T> {
+    pub fn new(body: T, was_there: bool) -> Self {
+        Self { body, was_there, replayed: false }
+    }
+    /// Marks an answer that was given before, to the same idempotency key.
+    #[must_use]
+    pub fn replayed(mut self, replayed: bool) -> Self {
+        self.replayed = replayed;
+        self
+    }
+}
+
+impl<T: Serialize> IntoResponse for AcceptedOrThere<T> {
+    fn into_response(self) -> Response {
+        let Self { body, was_there, replayed } = self;
+        match was_there {
+            true => Reply::<200, T>::new(body).replayed(replayed).into_response(),
+            false => Reply::<202, T>::new(body).replayed(replayed).into_response(),
+        }
+    }
+}
+
+impl<T: Serialize + JsonSchema + Send + 'static> Answer for AcceptedOrThere<T> {
+    fn describe(generator: &mut SchemaGenerator) -> Vec<Described> {
+        let mut content = || Some(("application/json", generator.subschema_for::<T>().to_value()));
+        vec![
+            Described { status: 200, description: "It was there before.", content: content(), headers: &[] },
+            Described { status: 202, description: "Accepted.", content: content(), headers: &[] },
+        ]
+    }
+}
+
 /// Done, and nothing to say.
 #[derive(Debug)]
 pub struct NoContent;

@@ -1,6 +1,7 @@
 //! Jobs: submit, look, stop, try again, follow.
 
 mod shapes;
+mod unique;
 
 use std::time::Duration;
 
@@ -9,11 +10,15 @@ use proto::jobs as rpc;
 
 pub(super) use shapes::{AcceptedJobs, NewJob, NewJobs, Reason};
 use shapes::{Attempt, Job, JobFilter, LogLine};
+use unique::Submitted;
 
 use super::SMALL;
 use crate::{
     live,
-    route::{Access, Ask, Events, Fails, Id, Idempotency, Json, JsonOrNothing, Limits, Nothing, Query, Reply, Route},
+    route::{
+        AcceptedOrThere, Access, Ask, Events, Fails, Id, Idempotency, Json, JsonOrNothing, Limits, Nothing, Query,
+        Reply, Route,
+    },
     wire::{LIMIT, List, Paging},
 };
 
@@ -26,6 +31,14 @@ const ONE: Limits = Limits { body_bytes_max: 512 * 1024, within: Duration::from_
 pub(super) const MANY: Limits = Limits { body_bytes_max: 8 * 1024 * 1024, within: Duration::from_secs(60) };
 pub(super) const SUBMIT_FAILS: Fails =
     Fails(&[(403, "jobs.forbidden"), (422, "jobs.invalid"), (503, "jobs.busy"), (503, "jobs.stopping")]);
+/// Also where a job's unique key is held, and it asks to be refused then.
+const SUBMIT_UNIQUE_FAILS: Fails = Fails(&[
+    (403, "jobs.forbidden"),
+    (409, "jobs.unique_key_held"),
+    (422, "jobs.invalid"),
+    (503, "jobs.busy"),
+    (503, "jobs.stopping"),
+]);
 const NOT_FOUND: Fails = Fails(&[(404, "jobs.job_not_found")]);
 
 pub(super) fn routes() -> Vec<Route> {
@@ -34,13 +47,13 @@ pub(super) fn routes() -> Vec<Route> {
             .access(SUBMIT, &["/guildhall.jobs.v1.Jobs/Submit"])
             .limits(ONE)
             .idempotency(Idempotency::ByKey)
-            .refuses(SUBMIT_FAILS)
+            .refuses(SUBMIT_UNIQUE_FAILS)
             .by(submit),
         Route::post("/api/v1/jobs/bulk", TAG, "Submit up to 1,000 jobs, all or nothing")
             .access(SUBMIT, &["/guildhall.jobs.v1.Jobs/Submit"])
             .limits(MANY)
             .idempotency(Idempotency::ByKey)
-            .refuses(SUBMIT_FAILS)
+            .refuses(SUBMIT_UNIQUE_FAILS)
             .by(submit_many),
         Route::get("/api/v1/jobs", TAG, "List jobs, newest first")
             .access(READ, &["/guildhall.jobs.v1.Jobs/List"])
@@ -69,6 +82,7 @@ pub(super) fn routes() -> Vec<Route> {
                 (409, "jobs.not_final"),
                 (409, "jobs.already_succeeded"),
                 (409, "jobs.batch_finalizing"),
+                (409, "jobs.unique_key_held"),
             ]))
             .by(retry),
         Route::get("/api/v1/jobs/{id}/attempts", TAG, "List a job's attempts, newest first")
@@ -92,15 +106,14 @@ pub(super) fn routes() -> Vec<Route> {
     ]
 }
 
-async fn submit(ask: Ask<Nothing, Nothing, Json<NewJob>>) -> Result<Reply<202, Job>, Fail> {
+async fn submit(ask: Ask<Nothing, Nothing, Json<NewJob>>) -> Result<AcceptedOrThere<Submitted>, Fail> {
     let message = rpc::SubmitJobsRequest { jobs: vec![ask.body.0.write()] };
     let answer = ask.door.job_client().submit(ask.call.request(message)).await;
     // The role speaks of a list; this caller sent one job.
     let answer = answer
         .map_err(|status| Fail::from(status).map_pointers(|at| at.strip_prefix("/jobs/0").unwrap_or(at).to_owned()))?
         .into_inner();
-    let job = answer.job.ok_or_else(|| Fail::internal("jobs accepted one job and did not show it"))?;
-    Ok(Reply::new(Job::read(job)?).replayed(answer.replayed))
+    Submitted::reply(answer)
 }
 
 async fn submit_many(ask: Ask<Nothing, Nothing, Json<NewJobs>>) -> Result<Reply<202, AcceptedJobs>, Fail> {

@@ -35,6 +35,7 @@ async fn a_job_is_passed_on_whole_and_answered_as_the_contract_shows_it() {
             "created_at",
             "deadline_at",
             "error",
+            "existing",
             "finished_at",
             "id",
             "max_attempts",
@@ -49,6 +50,7 @@ async fn a_job_is_passed_on_whole_and_answered_as_the_contract_shows_it() {
             "state",
             "tags",
             "task",
+            "unique_key",
             "waited",
             "waiting_reason",
             "worker_id"

@@ -14,4 +14,5 @@ mod input;
 mod limits;
 mod live;
 mod schedules;
+mod unique;
 mod users;

@@ -16,7 +16,8 @@ async fn a_schedule_is_passed_on_whole_and_shown_so_that_it_can_be_put_back() {
         "name": "at nine", "cron": "0 9 * * MON-FRI", "time_zone": "Europe/Berlin", "missed": "all", "missed_max": 7,
         "overlap": "queue_all", "queue_max": 8, "jitter_s": 9, "pause_after_failures": 3,
         "job": {"task": "demo_echo", "args": {"value": 1.50}, "priority": 60, "tags": ["a"],
-            "backoff": {"kind": "list", "seconds": [1, 2.5]}}
+            "backoff": {"kind": "list", "seconds": [1, 2.5]},
+            "unique_key": "k", "unique": {"hold": "waiting", "window_s": 1.5, "on_conflict": "refuse"}}
     });
     let answer = house.post(PATH).bearer_auth(&ada.token).header("idempotency-key", "k").json(&body).send().await;
     let answer = answer.unwrap();

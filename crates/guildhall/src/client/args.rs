@@ -136,9 +136,31 @@ pub(crate) struct JobSubmit {
     /// A word to find it by; may be given several times
     #[arg(long = "tag", value_name = "TAG")]
     pub(crate) tags: Vec<String>,
+    #[command(flatten)]
+    pub(crate) unique: Uniqueness,
     /// Follow it to its end
     #[arg(long)]
     pub(crate) watch: bool,
+}
+
+/// How a job is one of its kind. What is not given is the server's to choose.
+#[derive(Debug, Default, Args)]
+pub(crate) struct Uniqueness {
+    /// One of your jobs of this task holds the key; while another does, that one is told instead
+    #[arg(long, value_name = "KEY")]
+    pub(crate) unique_key: Option<String>,
+    /// Hold the key until the job starts, until it is over, or also while it is a dead letter
+    #[arg(long, requires = "unique_key", value_parser = ["waiting", "live", "dead_letter"])]
+    pub(crate) unique_hold: Option<String>,
+    /// Hold the key for so many seconds from now, whatever becomes of the job
+    #[arg(long, requires = "unique_key", value_name = "SECONDS")]
+    pub(crate) unique_window: Option<f64>,
+    /// What to do while another job holds the key
+    #[arg(long, requires = "unique_key", value_parser = ["return", "replace", "refuse"])]
+    pub(crate) on_conflict: Option<String>,
+    /// One of everyone's jobs holds the key
+    #[arg(long, requires = "unique_key")]
+    pub(crate) unique_for_all: bool,
 }
 
 #[derive(Debug, Args)]

@@ -13,7 +13,7 @@ pub(super) use follow::{Told, follow};
 use super::{
     Outcome,
     api::Api,
-    args::{JobArgs, JobList, JobSubmit, JobVerb},
+    args::{JobArgs, JobList, JobSubmit, JobVerb, Uniqueness},
     error::Error,
     interrupt::{Interrupts, Watched, watch},
     lists,
@@ -52,6 +52,10 @@ pub(super) struct Job {
     pub(super) finished_at: Option<DateTime<Utc>>,
     pub(super) deadline_at: Option<DateTime<Utc>>,
     pub(super) cancel_asked: Option<CancelAsked>,
+    pub(super) unique_key: Option<String>,
+    /// Of an answer to a submission: it was there before.
+    #[serde(default)]
+    pub(super) existing: bool,
 }
 
 /// How it was asked to stop.
@@ -170,6 +174,8 @@ async fn submit(api: &Api, submit: &JobSubmit, args: Value, screen: &Screen) -> 
         ("deadline_s", submit.deadline.map(|seconds| json!(seconds))),
         ("max_attempts", submit.max_attempts.map(|count| json!(count))),
         ("tags", (!submit.tags.is_empty()).then(|| json!(submit.tags))),
+        ("unique_key", submit.unique.unique_key.as_ref().map(|key| json!(key))),
+        ("unique", uniqueness(&submit.unique)),
     ];
     body.extend(optional.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
     let key = api.clock().new_id().to_string();
@@ -178,6 +184,13 @@ async fn submit(api: &Api, submit: &JobSubmit, args: Value, screen: &Screen) -> 
     match screen.manner {
         Manner::Json if !submit.watch => screen.print_json(&answer),
         Manner::Quiet => screen.print(&words::plain(&job.id)),
+        Manner::Told if job.existing => {
+            let id = words::plain(&job.id);
+            if !submit.watch {
+                screen.print(&id);
+            }
+            screen.note(&format!("The job {id} holds this key; no other was submitted."));
+        }
         Manner::Told if submit.watch => screen.note(&format!("Submitted job {}.", words::plain(&job.id))),
         Manner::Told => {
             screen.print(&words::plain(&job.id));
@@ -186,6 +199,20 @@ async fn submit(api: &Api, submit: &JobSubmit, args: Value, screen: &Screen) -> 
         Manner::Json => {}
     }
     Ok(if submit.watch { Next::Watch(job.id) } else { Next::Nothing })
+}
+
+/// How the job is to be unique, beside its key.
+fn uniqueness(given: &Uniqueness) -> Option<Value> {
+    given.unique_key.as_ref()?;
+    let mut unique = Map::new();
+    let optional = [
+        ("hold", given.unique_hold.as_ref().map(|hold| json!(hold))),
+        ("window_s", given.unique_window.map(|seconds| json!(seconds))),
+        ("on_conflict", given.on_conflict.as_ref().map(|what| json!(what))),
+        ("for_all", given.unique_for_all.then_some(json!(true))),
+    ];
+    unique.extend(optional.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
+    (!unique.is_empty()).then_some(Value::Object(unique))
 }
 
 /// The JSON that `--args` stands for.
@@ -262,6 +289,7 @@ async fn show(api: &Api, id: &str, screen: &Screen) -> Result<Outcome, Error> {
                 ("priority", job.priority.map(|priority| priority.to_string())),
                 ("concurrency key", job.concurrency_key.clone()),
                 ("tags", job.tags.clone().filter(|tags| !tags.is_empty()).map(|tags| tags.join(", "))),
+                ("unique key", job.unique_key.clone()),
                 ("worker", job.worker_id.clone().filter(|id| !id.is_empty())),
                 ("batch", job.batch_id.clone().filter(|id| !id.is_empty())),
                 ("made batch", job.child_batch_id.clone().filter(|id| !id.is_empty())),

@@ -19,6 +19,24 @@ fn a_job_is_submitted_as_asked_and_its_id_is_what_a_pipe_gets() {
 }
 
 #[test]
+fn a_unique_job_is_asked_for_as_said_and_the_one_that_is_there_is_told() {
+    let server = Server::start();
+    let person = Person::signed_in(&server);
+    let how = ["--unique-hold", "waiting", "--unique-window", "60", "--on-conflict", "replace", "--unique-for-all"];
+    let output = person.run(&[["job", "submit", "demo_echo", "--unique-key", "free"].as_slice(), &how].concat());
+    assert_eq!((output.code, output.stdout.as_str()), (0, "job-1\n"));
+    let unique = json!({ "hold": "waiting", "window_s": 60.0, "on_conflict": "replace", "for_all": true });
+    let body = json!({ "task": "demo_echo", "args": {}, "unique_key": "free", "unique": unique });
+    assert_eq!(server.script().submitted, [body]);
+    let output = person.run(&["job", "submit", "demo_echo", "--unique-key", "held"]);
+    assert_eq!((output.code, output.stdout.as_str()), (0, "job-1\n"));
+    assert_eq!(output.stderr, "The job job-1 holds this key; no other was submitted.\n");
+    assert_eq!(server.script().submitted[1], json!({ "task": "demo_echo", "args": {}, "unique_key": "held" }));
+    let output = person.run(&["job", "show", "job-1"]);
+    assert!(output.stdout.contains("unique key  held"), "{}", output.stdout);
+}
+
+#[test]
 fn a_watched_job_ends_with_its_result() {
     let server = Server::start();
     let person = Person::signed_in(&server);
@@ -71,6 +89,7 @@ fn wrong_usage_is_64_before_anything_is_sent() {
         ["job", "submit", "demo_echo", "--args", "{"].as_slice(),
         &["job", "submit", "demo_echo", "--args", "[1]"],
         &["job", "submit", "demo_echo", "--priority", "101"],
+        &["job", "submit", "demo_echo", "--on-conflict", "refuse"],
         &["job"],
         &["batch", "submit"],
         &["batch", "submit", "none.png"],

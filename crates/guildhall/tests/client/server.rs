@@ -328,6 +328,8 @@ impl Script {
                 let is_good = task == "demo_echo";
                 let state = if is_good { "succeeded" } else { "failed" };
                 let mut job = job_named("job-1", task, state, &body["args"]);
+                job["unique_key"] = body["unique_key"].clone();
+                job["existing"] = json!(body["unique_key"] == "held");
                 if is_good {
                     job["result"] = json!({ "value": body["args"]["value"] });
                 } else {

@@ -27,6 +27,7 @@ use super::{
     group::Group,
     states::State,
     steps::Aftermath,
+    unique::{self, Holding},
 };
 use crate::{SCHEMA, submissions::ARGS_BYTES_MAX};
 
@@ -268,9 +269,18 @@ pub(super) struct Claim {
     events: i64,
     run_at: DateTime<Utc>,
     rank: DateTime<Utc>,
+    unique_key: Option<String>,
+    is_unique_for_all: bool,
+    unique_hold: Option<String>,
 }
 
 impl Claim {
+    /// The key that the job held until now.
+    fn lets_go_of(&self) -> Option<Holding> {
+        let key = self.unique_key.as_ref().filter(|_| unique::ends_at_start(self.unique_hold.as_deref()))?;
+        Some(Holding::new(self.id, self.owner_id, self.is_unique_for_all, &self.task, key))
+    }
+
     fn into_assignment(self) -> Assignment {
         Assignment {
             attempt: Some(AttemptRef { job_id: self.id.to_string(), token: self.token.unsigned_abs() }),
@@ -355,6 +365,8 @@ async fn claim(ground: &Ground, seat: &Seat, free: u32) -> Result<Claimed, Fail>
     }
     outbox::write(&mut transaction, SCHEMA, &word, &ground.clock, None).await?;
     let streams = telling.append(&mut transaction, now).await?;
+    let freed: Vec<Holding> = claims.iter().filter_map(Claim::lets_go_of).collect();
+    unique::let_go(&mut transaction, &freed, now).await?;
     transaction.commit().await?;
     shared.end("jobs.claim", claims.iter().map(|claim| claim.traceparent.as_deref()));
     ground.after(&Aftermath { streams, ..Aftermath::default() });
@@ -404,7 +416,7 @@ async fn start_jobs(
              select from jobs.worker where worker.id = $4 and worker.stream = $6 and worker.expires_at >= $5
            )
          returning job.id, owner_id, task, queue, lane, attempt, token, args, attempt_timeout_s, batch_id, ordinal,
-           is_finalize, request_id, traceparent, events, run_at, rank",
+           is_finalize, request_id, traceparent, events, run_at, rank, unique_key, is_unique_for_all, unique_hold",
         &seat.tasks,
         &seat.queues,
         i64::from(free),

@@ -162,6 +162,7 @@ pub(crate) async fn settle(
                         concurrency_key: None,
                         deadline_s: None,
                         retry_on: RetryOn::default(),
+                        unique: None,
                         attempt_timeout_s: ground.settings.attempt_timeout_s,
                         backoff: None,
                         tags: Vec::new(),

@@ -24,6 +24,7 @@ mod states;
 mod steps;
 mod submit;
 mod sweeps;
+mod unique;
 mod wakes;
 
 use std::sync::Arc;
@@ -51,6 +52,7 @@ pub(crate) use retries::{ASKED_DELAY_MAX, RetryOn};
 pub(crate) use states::{State, markdown as states_markdown};
 pub(crate) use submit::{NewJob, Place, insert, rank};
 pub(crate) use sweeps::lease_end;
+pub(crate) use unique::{Holding, Keys, OnConflict, Unique, held as key_held, take_again as take_key_again};
 
 pub(crate) use group::Group;
 

@@ -2,8 +2,9 @@
 //! state, the attempt's record, its batch's counters, the finalize or the parent that this sets free, the events and the
 //! outbox. Who decides on a step is `finish.rs`, `cancel.rs` and `fan_in.rs`.
 //!
-//! Order of locks, everywhere: jobs by id, among them first the parents up the line; then batches by id. A parent is as
-//! good as held by whoever holds a job of its child batch, so a batch that is over may go on to its parent's batch.
+//! Order of locks, everywhere: jobs by id, among them first the parents up the line; then batches by id; then unique keys
+//! (`unique.rs`). A parent is as good as held by whoever holds a job of its child batch, so a batch that is over may go on
+//! to its parent's batch.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -19,6 +20,7 @@ use super::{
     finish::Fault,
     states::State,
     submit::rank,
+    unique::{self, Holding},
 };
 use crate::SCHEMA;
 
@@ -52,6 +54,9 @@ pub(crate) struct Row {
     pub(crate) events: i64,
     pub(crate) request_id: String,
     pub(crate) traceparent: Option<String>,
+    pub(crate) unique_key: Option<String>,
+    pub(crate) is_unique_for_all: bool,
+    pub(crate) unique_hold: Option<String>,
 }
 
 /// How an attempt goes on record.
@@ -148,7 +153,8 @@ pub(crate) async fn lock(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Ro
          )
          select id, owner_id, task, queue, state, priority, attempt, attempts_until, max_attempts, token, worker_id,
            attempt_started_at, backoff, batch_id, is_finalize, child_batch_id, cancel_reason, cancel_asked_by, is_expiring,
-           queue_until, deadline_at, retry_on, crashes, lane, events, request_id, traceparent
+           queue_until, deadline_at, retry_on, crashes, lane, events, request_id, traceparent, unique_key,
+           is_unique_for_all, unique_hold
          from jobs.job
          where id in (select id from line)
          order by id
@@ -160,6 +166,24 @@ pub(crate) async fn lock(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Ro
     let asked: HashSet<&Uuid> = ids.iter().collect();
     rows.retain(|row| asked.contains(&row.id));
     Ok(rows)
+}
+
+/// Locks those of these jobs that no worker was ever given and that no other transaction holds.
+pub(super) async fn lock_unstarted(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Row>, Fail> {
+    Ok(sqlx::query_as!(
+        Row,
+        "select id, owner_id, task, queue, state, priority, attempt, attempts_until, max_attempts, token, worker_id,
+           attempt_started_at, backoff, batch_id, is_finalize, child_batch_id, cancel_reason, cancel_asked_by, is_expiring,
+           queue_until, deadline_at, retry_on, crashes, lane, events, request_id, traceparent, unique_key,
+           is_unique_for_all, unique_hold
+         from jobs.job
+         where id = any($1) and state in ('scheduled', 'queued') and attempt = 0
+         order by id
+         for update skip locked",
+        ids,
+    )
+    .fetch_all(conn)
+    .await?)
 }
 
 /// Locks the live parent of a batch, which comes before the batch itself.
@@ -184,6 +208,7 @@ pub(crate) async fn carry_out(
     now: DateTime<Utc>,
 ) -> Result<Aftermath, Fail> {
     let mut word = Vec::new();
+    let mut freed = Vec::new();
     let mut aftermath = Aftermath::default();
     while !steps.is_empty() || !changes.is_empty() {
         record_attempts(conn, &steps, now).await?;
@@ -195,6 +220,7 @@ pub(crate) async fn carry_out(
             let makes_room = step.row.lane.is_some() && step.row.worker_id.is_some();
             aftermath.has_work |= makes_room || matches!(step.next, State::Queued | State::Scheduled);
             note_in_batches(&step, &mut changes);
+            freed.extend(Holding::until(&step));
         }
         let changed = std::mem::take(&mut changes);
         let settled = fan_in::settle(ground, conn, changed, now, &mut telling, &mut word).await?;
@@ -204,6 +230,8 @@ pub(crate) async fn carry_out(
     }
     outbox::write(conn, SCHEMA, &word, &ground.clock, None).await?;
     aftermath.streams = telling.append(conn, now).await?;
+    // The streams of batches lock these; keys come after them.
+    unique::let_go(conn, &freed, now).await?;
     Ok(aftermath)
 }
 
@@ -288,12 +316,13 @@ async fn move_to_history(conn: &mut PgConnection, steps: &[Step], now: DateTime<
            attempt_timeout_s, backoff, worker_id, started_at, progress_percent, progress_stage, progress_message,
            error_kind, error_message, error_retryable, batch_id, ordinal, is_finalize, child_batch_id, cancel_asked_at,
            cancel_asked_by, cancel_reason, events, request_id, traceparent, tags, args, result, created_at, finished_at,
-           queue_timeout_s, deadline_s, deadline_at, retry_on, concurrency_key, lane)
+           queue_timeout_s, deadline_s, deadline_at, retry_on, concurrency_key, lane, unique_key,
+           is_unique_for_all, unique_hold)
          select job.id, owner_id, task, queue, final.state, priority, run_at, attempt, max_attempts, attempt_timeout_s,
            backoff, worker_id, started_at, progress_percent, progress_stage, progress_message, final.kind, final.message,
            final.retryable, batch_id, ordinal, is_finalize, child_batch_id, cancel_asked_at, cancel_asked_by,
            cancel_reason, events + 1, request_id, traceparent, tags, args, final.result, created_at, $7, queue_timeout_s,
-           deadline_s, deadline_at, retry_on, concurrency_key, lane
+           deadline_s, deadline_at, retry_on, concurrency_key, lane, unique_key, is_unique_for_all, unique_hold
          from jobs.job
          join unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::boolean[])
            as final (id, state, result, kind, message, retryable) on final.id = job.id",

@@ -13,6 +13,7 @@ use super::{
     events::{self, Telling},
     retries::RetryOn,
     states::State,
+    unique::Unique,
 };
 use crate::SCHEMA;
 
@@ -41,6 +42,7 @@ pub(crate) struct NewJob {
     /// A JSON object.
     pub(crate) args: String,
     pub(crate) place: Place,
+    pub(crate) unique: Option<Unique>,
     pub(crate) request_id: String,
     pub(crate) traceparent: Option<String>,
 }
@@ -98,6 +100,11 @@ pub(crate) async fn insert(
     let queue_timeouts: Vec<Option<f64>> = jobs.iter().map(|job| job.queue_timeout_s).collect();
     let deadlines: Vec<Option<f64>> = jobs.iter().map(|job| job.deadline_s).collect();
     let retry_ons: Vec<Option<String>> = jobs.iter().map(|job| job.retry_on.to_json()).collect();
+    let unique_keys: Vec<_> = jobs.iter().map(|job| job.unique.as_ref().map(|unique| unique.key.clone())).collect();
+    let for_alls: Vec<bool> =
+        jobs.iter().map(|job| job.unique.as_ref().is_some_and(|unique| unique.is_for_all)).collect();
+    let holds: Vec<_> =
+        jobs.iter().map(|job| job.unique.as_ref().map(|unique| unique.hold.as_str().to_owned())).collect();
     let batches: Vec<Option<Uuid>> = jobs.iter().map(|job| job.place.batch()).collect();
     let ordinals: Vec<Option<i32>> = jobs
         .iter()
@@ -115,20 +122,22 @@ pub(crate) async fn insert(
         "with new as (
            insert into jobs.job (id, owner_id, task, queue, state, priority, run_at, rank, attempts_until, max_attempts,
              attempt_timeout_s, backoff, batch_id, ordinal, is_finalize, request_id, traceparent, tags, args, events, since,
-             created_at, queue_timeout_s, queue_until, deadline_s, deadline_at, retry_on, concurrency_key, lane)
+             created_at, queue_timeout_s, queue_until, deadline_s, deadline_at, retry_on, concurrency_key, lane,
+             unique_key, is_unique_for_all, unique_hold)
            select id, owner_id, new.task, new.queue, state, priority, run_at, rank, max_attempts, max_attempts,
              attempt_timeout_s, backoff, batch_id, ordinal, is_finalize, request_id, traceparent,
              array(select jsonb_array_elements_text(tags::jsonb)), args, 1, $19, $19, queue_timeout_s,
              case when state = 'queued' then run_at + make_interval(secs => queue_timeout_s) end, deadline_s,
              run_at + make_interval(secs => deadline_s), retry_on, concurrency_key,
-             jobs.lane(new.task, task.concurrency is not null, concurrency_key, owner_id, queue.is_keyed)
+             jobs.lane(new.task, task.concurrency is not null, concurrency_key, owner_id, queue.is_keyed), unique_key,
+             is_unique_for_all, unique_hold
            from unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::smallint[], $7::timestamptz[],
              $8::timestamptz[], $9::integer[], $10::double precision[], $11::text[], $12::uuid[], $13::integer[],
              $14::boolean[], $15::text[], $16::text[], $17::text[], $18::text[], $20::double precision[],
-             $21::double precision[], $22::text[], $23::text[])
+             $21::double precision[], $22::text[], $23::text[], $24::text[], $25::boolean[], $26::text[])
              as new (id, owner_id, task, queue, state, priority, run_at, rank, max_attempts, attempt_timeout_s, backoff,
                batch_id, ordinal, is_finalize, request_id, traceparent, tags, args, queue_timeout_s, deadline_s, retry_on,
-               concurrency_key)
+               concurrency_key, unique_key, is_unique_for_all, unique_hold)
            left join jobs.queue on queue.name = new.queue
            left join jobs.task on task.name = new.task
            returning queue, lane
@@ -160,6 +169,9 @@ pub(crate) async fn insert(
         &deadlines as &[Option<f64>],
         &retry_ons as &[Option<String>],
         &jobs.iter().map(|job| job.concurrency_key.clone()).collect::<Vec<_>>() as &[Option<String>],
+        &unique_keys as &[Option<String>],
+        &for_alls,
+        &holds as &[Option<String>],
     )
     .execute(&mut *conn)
     .await?;

@@ -19,6 +19,7 @@ use super::{
     reconcile,
     states::State,
     steps::Aftermath,
+    unique,
 };
 use crate::SCHEMA;
 
@@ -286,7 +287,7 @@ async fn send_stops(ground: &Ground) -> Result<(), Fail> {
     Ok(())
 }
 
-/// Partitions for the coming days, and the end of what is past its retention.
+/// Partitions for the coming days, and the end of what is past its retention and of keys that nobody holds.
 async fn tidy(ground: &Ground, lead: Lead) -> Result<(), Fail> {
     history::make_partitions(ground).await?;
     history::drop_expired(ground, lead).await?;
@@ -298,8 +299,9 @@ async fn tidy(ground: &Ground, lead: Lead) -> Result<(), Fail> {
         let mut transaction = lead.begin(&ground.pool).await?;
         let keys = idempotency::prune(&mut transaction, SCHEMA, now, ROWS_MAX).await?;
         let rows = outbox::prune(&mut transaction, SCHEMA, before, ROWS_MAX).await?;
+        let unique = unique::tidy(&mut transaction, now, ROWS_MAX).await?;
         transaction.commit().await?;
-        if keys + rows == 0 {
+        if keys + rows + unique == 0 {
             return Ok(());
         }
     }

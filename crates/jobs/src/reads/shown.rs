@@ -48,6 +48,7 @@ pub(crate) struct JobRow {
     pub(crate) cancel_reason: Option<String>,
     pub(crate) concurrency_key: Option<String>,
     pub(crate) lane: Option<String>,
+    pub(crate) unique_key: Option<String>,
 }
 
 impl JobRow {
@@ -101,6 +102,7 @@ impl JobRow {
             cancel_asked,
             concurrency_key: self.concurrency_key.as_deref().map(plain_key).unwrap_or_default().to_owned(),
             waited: HashMap::new(),
+            unique_key: self.unique_key.unwrap_or_default(),
         })
     }
 

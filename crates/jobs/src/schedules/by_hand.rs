@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     Core, SCHEMA, acts,
-    engine::{self, Ground, NewJob, Telling},
+    engine::{self, Ground, Keys, NewJob, Telling},
 };
 
 /// Occurrences that one backfill may span.
@@ -49,7 +49,12 @@ async fn run_now(core: &Core, call: &Call, id: Uuid, owner: Uuid, act: Act) -> R
             Box::pin(async move {
                 rows::lock(conn, id).await?;
                 let job = NewJob { id: job_id, ..prepared.job? };
-                submit(conn, &ground, &[job], now).await?;
+                let keys = submit(conn, &ground, std::slice::from_ref(&job), now).await?;
+                if let Some(fail) = firing::held(&job, &keys) {
+                    return Err(fail.map_pointers(|_| "/job/unique_key".to_owned()));
+                }
+                // Where another job holds its unique key, that is the run.
+                let job_id = keys.holder(&job).unwrap_or(job_id);
                 runs::insert(conn, &[Run { schedule: id, at: now, job: job_id }], "run", "live").await?;
                 ground.audit.record(conn, act.after("job_id", job_id)).await?;
                 Ok(RunScheduleResponse { job_id: job_id.to_string(), replayed: false })
@@ -150,12 +155,15 @@ async fn write(
 ) -> Result<BackfillScheduleResponse, Fail> {
     let all: Vec<Run> =
         occurrences.iter().map(|at| Run { schedule: row.id, at: *at, job: plan::job_id(row.id, *at) }).collect();
-    let existing: HashSet<Uuid> = runs::existing(conn, &all).await?.into_iter().collect();
-    let fresh: Vec<Run> = all.into_iter().filter(|run| !existing.contains(&run.job)).collect();
+    let mut existing: HashSet<Uuid> = runs::existing(conn, &all).await?.into_iter().collect();
+    let mut fresh: Vec<Run> = all.into_iter().filter(|run| !existing.contains(&run.job)).collect();
     let job = prepared.job?;
     if prepared.spec.overlap == Overlap::Allow {
         let jobs: Vec<NewJob> = fresh.iter().map(|run| firing::occurrence(row.id, &job, run.at, 0)).collect();
-        submit(conn, ground, &jobs, now).await?;
+        let keys = submit(conn, ground, &jobs, now).await?;
+        let held: HashSet<Uuid> = jobs.iter().filter(|job| keys.holder(job).is_some()).map(|job| job.id).collect();
+        existing.extend(&held);
+        fresh.retain(|run| !held.contains(&run.job));
         runs::insert(conn, &fresh, "backfill", "live").await?;
     } else {
         let open = runs::open(conn, &[row.id]).await?.remove(&row.id).unwrap_or_default();
@@ -177,11 +185,14 @@ async fn write(
     })
 }
 
-async fn submit(conn: &mut PgConnection, ground: &Ground, jobs: &[NewJob], now: DateTime<Utc>) -> Result<(), Fail> {
+/// Submits those of the jobs that hold the unique keys they ask for; who holds the others'.
+async fn submit(conn: &mut PgConnection, ground: &Ground, jobs: &[NewJob], now: DateTime<Utc>) -> Result<Keys, Fail> {
+    let (keys, _) = firing::take_keys(ground, conn, jobs, now).await?;
+    let own: Vec<NewJob> = jobs.iter().filter(|job| keys.holder(job).is_none()).cloned().collect();
     let mut telling = Telling::default();
-    engine::insert(conn, &ground.clock, jobs, now, &mut telling).await?;
+    engine::insert(conn, &ground.clock, &own, now, &mut telling).await?;
     telling.append(conn, now).await?;
-    Ok(())
+    Ok(keys)
 }
 
 /// The schedule's job as it would be submitted now, in the request that asks for it.

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     Core,
-    engine::{self, NewJob, Place, Telling},
+    engine::{self, Ground, Keys, NewJob, Place, Telling},
     submissions::{self, Origin},
 };
 
@@ -147,6 +147,8 @@ async fn page(core: &Core, ids: &[Uuid], now: DateTime<Utc>) -> Result<(), Fail>
     runs::settle(&mut transaction, &mut rows, now).await?;
     let mut fired = Fired::default();
     decide(&mut transaction, &mut rows, &prepared, now, &mut fired).await?;
+    let (keys, mut streams) = take_keys(&core.engine.ground, &mut transaction, &fired.jobs, now).await?;
+    fired.leave_out(&keys, &mut rows, now);
     let mut telling = Telling::default();
     engine::insert(&mut transaction, &core.clock, &fired.jobs, now, &mut telling).await?;
     runs::insert(&mut transaction, &fired.live, "due", "live").await?;
@@ -154,7 +156,7 @@ async fn page(core: &Core, ids: &[Uuid], now: DateTime<Utc>) -> Result<(), Fail>
     for row in &rows {
         rows::write(&mut transaction, row).await?;
     }
-    let streams = telling.append(&mut transaction, now).await?;
+    streams.extend(telling.append(&mut transaction, now).await?);
     crash_point("occurrence-not-committed");
     transaction.commit().await?;
     crash_point("occurrence-committed");
@@ -176,6 +178,29 @@ struct Fired {
 }
 
 impl Fired {
+    /// Takes out the occurrences whose jobs do not hold the unique keys that they ask for.
+    fn leave_out(&mut self, keys: &Keys, rows: &mut [Row], now: DateTime<Utc>) {
+        let out: HashMap<Uuid, Option<Fail>> =
+            self.jobs.iter().filter(|job| keys.holder(job).is_some()).map(|job| (job.id, held(job, keys))).collect();
+        if out.is_empty() {
+            return;
+        }
+        self.jobs.retain(|job| !out.contains_key(&job.id));
+        for run in self.live.extract_if(.., |run| out.contains_key(&run.job)) {
+            let Some(row) = rows.iter_mut().find(|row| row.id == run.schedule) else { continue };
+            match out.get(&run.job).and_then(Option::as_ref) {
+                Some(fail) => {
+                    self.refused += 1;
+                    refuse(row, fail, now);
+                }
+                None => {
+                    self.skipped += 1;
+                    row.skipped += 1;
+                }
+            }
+        }
+    }
+
     /// Counts it, once it is durable.
     fn tell(&self, now: DateTime<Utc>) {
         for (outcome, count) in [
@@ -194,6 +219,27 @@ impl Fired {
             metrics::histogram!("guildhall_schedule_lag_seconds").record((now - run.at).as_seconds_f64());
         }
     }
+}
+
+/// Takes the unique keys of occurrences, and has the jobs replaced that are to be. Who holds the keys, and the streams that
+/// have news.
+///
+/// # Errors
+/// As the database.
+pub(super) async fn take_keys(
+    ground: &Ground,
+    conn: &mut PgConnection,
+    jobs: &[NewJob],
+    now: DateTime<Utc>,
+) -> Result<(Keys, Vec<Uuid>), Fail> {
+    let mut keys = Keys::take(conn, jobs, now).await?;
+    let streams = keys.replace(ground, conn, jobs.iter().map(|job| (job, None)), now).await?;
+    Ok((keys, streams))
+}
+
+/// Why an occurrence whose key another job holds counts as failed: it asks to be refused. Else it is skipped.
+pub(super) fn held(job: &NewJob, keys: &Keys) -> Option<Fail> {
+    keys.refusal(std::slice::from_ref(job))
 }
 
 /// Moves each schedule on to its next occurrence, and gives those that are due their turns. One that was paused by what has

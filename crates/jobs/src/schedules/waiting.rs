@@ -107,15 +107,32 @@ async fn start(core: &Core, id: Uuid, prepared: &Prepared) -> Result<(), Fail> {
         false => None,
     };
     let mut telling = Telling::default();
+    let mut streams = Vec::new();
     let mut started = 0;
     if let Some((at, job_id)) = next {
         let state = match &prepared.job {
             Ok(job) => {
                 let job = firing::occurrence(id, job, at, 0);
-                engine::insert(&mut transaction, &core.clock, &[job], now, &mut telling).await?;
-                (row.last_error, row.last_error_at) = (None, None);
-                started = 1;
-                "live"
+                let ground = &core.engine.ground;
+                let (keys, replaced) =
+                    firing::take_keys(ground, &mut transaction, std::slice::from_ref(&job), now).await?;
+                streams.extend(replaced);
+                match (keys.holder(&job), firing::held(&job, &keys)) {
+                    (None, _) => {
+                        engine::insert(&mut transaction, &core.clock, &[job], now, &mut telling).await?;
+                        (row.last_error, row.last_error_at) = (None, None);
+                        started = 1;
+                        "live"
+                    }
+                    (Some(_), Some(fail)) => {
+                        firing::refuse(&mut row, &fail, now);
+                        "gone"
+                    }
+                    (Some(_), None) => {
+                        row.skipped += 1;
+                        "gone"
+                    }
+                }
             }
             Err(fail) => {
                 firing::refuse(&mut row, fail, now);
@@ -135,7 +152,7 @@ async fn start(core: &Core, id: Uuid, prepared: &Prepared) -> Result<(), Fail> {
         .await?;
     }
     rows::write(&mut transaction, &row).await?;
-    let streams = telling.append(&mut transaction, now).await?;
+    streams.extend(telling.append(&mut transaction, now).await?);
     transaction.commit().await?;
     if started > 0 {
         metrics::counter!("guildhall_schedule_fires_total", "outcome" => "submitted").increment(started);

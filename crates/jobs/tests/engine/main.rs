@@ -14,4 +14,5 @@ mod replicas;
 mod retries;
 mod stopping;
 mod submitting;
+mod unique;
 mod watching;

@@ -1,6 +1,7 @@
 //! Schedules: who makes, sees, changes and runs them, and what is refused; in `firing`, what they do by themselves.
 
 mod firing;
+mod unique;
 
 use std::time::Duration;
 

@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::unique::Unique;
 use crate::{
     route::Reply,
     wire::{Raw, Time, maybe, maybe_time, time},
@@ -64,6 +65,13 @@ pub(in crate::routes) struct NewJob {
     concurrency_key_for_all: bool,
     #[serde(default)]
     tags: Vec<String>,
+    /// Of your jobs of this task that show the same key, one holds it. While another does, that one is answered, unless
+    /// `unique` says otherwise. A job of a batch has none.
+    #[serde(default)]
+    #[schemars(length(min = 1, max = 200))]
+    unique_key: Option<String>,
+    #[serde(default)]
+    unique: Option<Unique>,
 }
 
 /// What to do about one kind of error.
@@ -198,6 +206,7 @@ pub(super) struct Job {
     deadline_at: Option<Time>,
     /// The key by which it is kept from running beside others.
     concurrency_key: Option<String>,
+    unique_key: Option<String>,
 }
 
 /// How far a job is.
@@ -300,6 +309,8 @@ impl NewJob {
             concurrency_key: self.concurrency_key,
             concurrency_key_for_all: self.concurrency_key_for_all,
             retry_on: self.retry_on.into_iter().map(|(kind, rule)| rule.write(kind)).collect(),
+            unique_key: self.unique_key,
+            unique: self.unique.map(Unique::write),
         }
     }
 }
@@ -408,6 +419,7 @@ impl Job {
             deadline_at: maybe_time(job.deadline_at),
             waited: job.waited.into_iter().collect(),
             concurrency_key: maybe(job.concurrency_key),
+            unique_key: maybe(job.unique_key),
         })
     }
 }

@@ -172,6 +172,17 @@ struct ScheduledJob {
     concurrency_key: Option<String>,
     concurrency_key_for_all: bool,
     tags: Vec<String>,
+    unique_key: Option<String>,
+    unique: Option<ScheduledUnique>,
+}
+
+/// How its jobs are unique.
+#[derive(Debug, Serialize, JsonSchema)]
+struct ScheduledUnique {
+    hold: Option<String>,
+    window_s: Option<f64>,
+    on_conflict: Option<String>,
+    for_all: bool,
 }
 
 /// What is done about one kind of error.
@@ -360,6 +371,8 @@ impl ScheduledJob {
             retry_on,
             concurrency_key,
             concurrency_key_for_all,
+            unique_key,
+            unique,
         } = job;
         let args = if args_json.is_empty() { "{}".to_owned() } else { args_json };
         let rule = |rule: rpc::RetryOn| match rule.backoff {
@@ -380,7 +393,20 @@ impl ScheduledJob {
             concurrency_key,
             concurrency_key_for_all,
             tags,
+            unique_key,
+            unique: unique.map(ScheduledUnique::read),
         })
+    }
+}
+
+impl ScheduledUnique {
+    fn read(unique: rpc::Unique) -> Self {
+        Self {
+            hold: maybe(unique.hold),
+            window_s: unique.window_s,
+            on_conflict: maybe(unique.on_conflict),
+            for_all: unique.for_all,
+        }
     }
 }
 

@@ -11,13 +11,13 @@ use parking_lot::Mutex;
 use proto::jobs::{
     AbandonFilesRequest, AbandonFilesResponse, AddBatchJobsRequest, Batch, BatchCounts, BatchState, CancelBatchRequest,
     CancelJobRequest, CloseBatchRequest, CompleteFilesRequest, CompleteFilesResponse, CreateBatchRequest,
-    ExtendFilesRequest, File, GetBatchRequest, GetFileRequest, GetJobRequest, Job, JobState, ListAttemptsRequest,
-    ListAttemptsResponse, ListBatchesRequest, ListBatchesResponse, ListFilesRequest, ListFilesResponse,
-    ListJobsRequest, ListJobsResponse, ListLogsRequest, ListLogsResponse, ListQueuesRequest, ListQueuesResponse,
-    ListTasksRequest, ListTasksResponse, ListWorkersRequest, ListWorkersResponse, LiveEvent, PauseQueueRequest, Queue,
-    RemoveFileRequest, RemoveFileResponse, ReserveFilesRequest, ReserveFilesResponse, ReservedFile, ResumeQueueRequest,
-    RetryJobRequest, ScheduleSpec, SubmitJobsRequest, SubmitJobsResponse, SubmittedJob, Task, UpdateQueueRequest,
-    UpdateTaskRequest, WatchRequest,
+    ExtendFilesRequest, File, GetBatchRequest, GetFileRequest, GetJobRequest, Job, JobSpec, JobState,
+    ListAttemptsRequest, ListAttemptsResponse, ListBatchesRequest, ListBatchesResponse, ListFilesRequest,
+    ListFilesResponse, ListJobsRequest, ListJobsResponse, ListLogsRequest, ListLogsResponse, ListQueuesRequest,
+    ListQueuesResponse, ListTasksRequest, ListTasksResponse, ListWorkersRequest, ListWorkersResponse, LiveEvent,
+    PauseQueueRequest, Queue, RemoveFileRequest, RemoveFileResponse, ReserveFilesRequest, ReserveFilesResponse,
+    ReservedFile, ResumeQueueRequest, RetryJobRequest, ScheduleSpec, SubmitJobsRequest, SubmitJobsResponse,
+    SubmittedJob, Task, UpdateQueueRequest, UpdateTaskRequest, WatchRequest,
     batches_server::{Batches, BatchesServer},
     files_server::{Files, FilesServer},
     jobs_server::{Jobs as JobsService, JobsServer},
@@ -224,12 +224,22 @@ impl JobsService for Jobs {
                 .at(pointer, "unknown_task", "There is no such task.")
                 .into());
         }
+        let is_refused = |job: &JobSpec| job.unique.as_ref().is_some_and(|unique| unique.on_conflict == "refuse");
+        if let Some(at) = request.jobs.iter().position(is_refused) {
+            return Err(Fail::conflict("jobs.unique_key_held", "Another job holds this unique key.")
+                .at(format!("/jobs/{at}/unique_key"), "unique", "the job 1 holds it")
+                .into());
+        }
         let items: Vec<_> = request
             .jobs
             .iter()
-            .map(|_| SubmittedJob { id: self.clock.new_id().to_string(), existing: false })
+            .map(|job| SubmittedJob {
+                id: self.clock.new_id().to_string(),
+                existing: job.unique_key.as_deref() == Some("held"),
+            })
             .collect();
-        let job = (items.len() == 1).then(|| self.job(items[0].id.clone()));
+        let unique_key = request.jobs[0].unique_key.clone().unwrap_or_default();
+        let job = (items.len() == 1).then(|| Job { unique_key, ..self.job(items[0].id.clone()) });
         Ok(Response::new(SubmitJobsResponse { items, replayed: *self.replays.lock(), job }))
     }
     async fn get(&self, request: Request<GetJobRequest>) -> Result<Response<Job>, Status> {

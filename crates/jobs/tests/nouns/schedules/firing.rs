@@ -11,10 +11,10 @@ use super::*;
 
 /// Nothing here takes long; this ends a test that would hang.
 const PATIENCE: Duration = Duration::from_secs(60);
-const MINUTE: Duration = Duration::from_secs(60);
+pub(super) const MINUTE: Duration = Duration::from_secs(60);
 
 /// Waits until a schedule is as wanted.
-async fn until(house: &House, user: &User, id: &str, is: impl Fn(&Schedule) -> bool) -> Schedule {
+pub(super) async fn until(house: &House, user: &User, id: &str, is: impl Fn(&Schedule) -> bool) -> Schedule {
     let mut last = None;
     let seen = tokio::time::timeout(PATIENCE, async {
         loop {
@@ -29,7 +29,7 @@ async fn until(house: &House, user: &User, id: &str, is: impl Fn(&Schedule) -> b
 }
 
 /// The states of a schedule's newest runs, the newest first.
-fn states(schedule: &Schedule) -> Vec<&str> {
+pub(super) fn states(schedule: &Schedule) -> Vec<&str> {
     schedule.runs.iter().map(|run| run.state.as_str()).collect()
 }
 
@@ -41,12 +41,12 @@ async fn execute(house: &House, sql: &'static str) {
     sqlx::raw_sql(sql).execute(house.pool()).await.expect(sql);
 }
 
-async fn jobs(house: &House) -> i64 {
+pub(super) async fn jobs(house: &House) -> i64 {
     sqlx::query_scalar("select count(*) from jobs.any_job").fetch_one(house.pool()).await.expect("a count")
 }
 
 /// Each minute, every occurrence made up for and side by side, so that none is lost to a policy.
-fn each_minute() -> ScheduleSpec {
+pub(super) fn each_minute() -> ScheduleSpec {
     let timing = cron("* * * * *", "UTC");
     ScheduleSpec { missed: "all".to_owned(), overlap: "allow".to_owned(), ..scheduled(timing) }
 }
