@@ -17,6 +17,7 @@ use tokio::{
     sync::{Notify, watch},
     time::{Instant, sleep, timeout_at},
 };
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
@@ -165,12 +166,12 @@ pub(super) fn start(ground: &Arc<Ground>, tasks: &Tasks) {
         let (ground, stopping) = (Arc::clone(&ground), stopping.clone());
         async move {
             let leader = &ground.leader;
-            let ended = stopping.run_until_cancelled(Box::pin(run(&ground))).await;
+            Box::pin(run(&ground, &stopping)).await;
             let led = leader.lead();
             leader.tell(None);
-            match (ended, led) {
-                (None, Some(lead)) => lead.lay_down(&ground.pool).await,
-                _ => Ok(()),
+            match led {
+                Some(lead) => lead.lay_down(&ground.pool).await,
+                None => Ok(()),
             }
         }
     });
@@ -208,13 +209,14 @@ where
 }
 
 /// Beats while it leads, and looks for its turn while it does not. Over a connection of its own: one of the pool might not
-/// be had in time while the pool is in demand.
-async fn run(ground: &Ground) {
+/// be had in time while the pool is in demand. Asked to stop it ends between two turns and never within one: a lead that was
+/// taken and not told yet could not be laid down.
+async fn run(ground: &Ground, stopping: &CancellationToken) {
     let leader = &ground.leader;
     let mut connection = None;
     let mut answered_at = Instant::now();
     let mut stands: Option<(Seen, Instant)> = None;
-    loop {
+    while !stopping.is_cancelled() {
         leader.standstill.look();
         let asked_at = Instant::now();
         let lead = leader.lead();
@@ -242,6 +244,7 @@ async fn run(ground: &Ground) {
         tokio::select! {
             () = sleep(BEAT_EVERY) => {}
             () = leader.is_doubted.notified() => {}
+            () = stopping.cancelled() => {}
         }
     }
 }
