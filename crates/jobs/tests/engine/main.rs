@@ -8,6 +8,7 @@ mod clocks;
 mod fencing;
 mod house;
 mod lifecycle;
+mod model;
 mod parents;
 mod replicas;
 mod retries;
