@@ -9,6 +9,8 @@ mod fencing;
 mod house;
 mod lifecycle;
 mod parents;
+mod policies;
+mod repair;
 mod replicas;
 mod retries;
 mod stopping;
