@@ -6,6 +6,7 @@
 mod batches;
 mod clocks;
 mod fencing;
+mod growth;
 mod house;
 mod lifecycle;
 mod parents;
