@@ -26,6 +26,13 @@ pub(crate) static CANCEL_BATCH: Action = Action {
     when: "A batch was asked to stop; its jobs, or the job that fans it out, have no entries of their own. Refused: \
            another's, one that has ended.",
 };
+pub(crate) static RETRY_BATCH: Action = Action {
+    name: "batch.retry",
+    target: "batch",
+    fields: &["retried", "state"],
+    when: "Jobs of a batch that had ended were queued again, by the states in `retried`; they have no entries of their own. \
+           Refused: another's, one in no state for it.",
+};
 pub(crate) static PAUSE_QUEUE: Action =
     Action { name: "queue.pause", target: "queue", fields: &["is_paused"], when: "A queue gives out no more jobs." };
 pub(crate) static RESUME_QUEUE: Action =
@@ -96,10 +103,11 @@ pub(crate) static BACKFILL_SCHEDULE: Action = Action {
 };
 
 /// All of them.
-pub static ACTS: [&Action; 15] = [
+pub static ACTS: [&Action; 16] = [
     &CANCEL_JOB,
     &RETRY_JOB,
     &CANCEL_BATCH,
+    &RETRY_BATCH,
     &PAUSE_QUEUE,
     &RESUME_QUEUE,
     &LIMIT_QUEUE,

@@ -187,7 +187,11 @@ async fn create_child_batch(
         task: asked.finalize_task.clone(),
         args_json: asked.finalize_args_json.clone(),
     });
-    batches::insert(conn, &NewBatch { id, owner: held.owner_id, parent: Some(held.id), finalize }, now).await?;
+    let policy = (!asked.policy.is_empty())
+        .then(|| proto::jobs::BatchPolicy { kind: asked.policy.clone(), at_least: asked.policy_at_least });
+    let policy = batches::policy_of(policy.as_ref(), finalize.is_some(), BATCH_JOBS_MAX)?;
+    let new = NewBatch { id, owner: held.owner_id, parent: Some(held.id), finalize, policy };
+    batches::insert(conn, &new, now).await?;
     sqlx::query!("update jobs.job set child_batch_id = $2 where id = $1", held.id, id).execute(conn).await?;
     Ok(id)
 }

@@ -1,4 +1,4 @@
-//! Batches: create, add to, close, show, list, cancel, watch. What ends them is `engine/fan_in.rs`.
+//! Batches: create, add to, close, show, list, cancel, retry, watch. What ends them is `engine/fan_in.rs`.
 
 use std::sync::Arc;
 
@@ -8,9 +8,9 @@ use kit::{
     telemetry::span,
 };
 use proto::jobs::{
-    AddBatchJobsRequest, Batch, BatchCounts, BatchState, CancelBatchRequest, CloseBatchRequest, CreateBatchRequest,
-    GetBatchRequest, ListBatchesRequest, ListBatchesResponse, SubmitJobsResponse, SubmittedJob, WatchRequest,
-    batches_server,
+    AddBatchJobsRequest, Batch, BatchCounts, BatchFinalize, BatchPolicy, BatchState, CancelBatchRequest,
+    CloseBatchRequest, CreateBatchRequest, GetBatchRequest, ListBatchesRequest, ListBatchesResponse, RetryBatchRequest,
+    SubmitJobsResponse, SubmittedJob, WatchRequest, batches_server,
 };
 use sqlx::PgConnection;
 use tonic::{Request, Response, Status};
@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use crate::{
     Core, SCHEMA, acts,
-    engine::{self, NewJob, Place, Stream, Subject, Telling},
+    engine::{self, NewJob, Place, Policy, State, Stream, Subject, Telling},
     jobs::check_reason,
     submissions::{self, Origin},
 };
@@ -47,12 +47,12 @@ impl batches_server::Batches for Batches {
         let batch = get(&self.0, caller, "batches:create", &request.get_ref().id).await?;
         batch.check_is_free()?;
         self.0.engine.close_batch(batch.id).await?;
-        Ok(Response::new(get(&self.0, caller, "batches:read", &request.get_ref().id).await?.into()))
+        Ok(Response::new(show(&self.0, caller, &request.get_ref().id).await?))
     }
 
     async fn get(&self, request: Request<GetBatchRequest>) -> Result<Response<Batch>, Status> {
         let caller = Call::of(&request)?.caller()?;
-        Ok(Response::new(get(&self.0, caller, "batches:read", &request.get_ref().id).await?.into()))
+        Ok(Response::new(show(&self.0, caller, &request.get_ref().id).await?))
     }
 
     async fn list(&self, request: Request<ListBatchesRequest>) -> Result<Response<ListBatchesResponse>, Status> {
@@ -67,7 +67,17 @@ impl batches_server::Batches for Batches {
         let act = Act::of(call, &acts::CANCEL_BATCH, batch.id).owned_by(batch.owner_id).because(&asked.reason);
         let came_to = cancel(&self.0, caller, &batch, &asked.reason, act.clone()).await;
         self.0.witness(act, came_to).await?;
-        Ok(Response::new(get(&self.0, caller, "batches:read", &asked.id).await?.into()))
+        Ok(Response::new(show(&self.0, caller, &asked.id).await?))
+    }
+
+    async fn retry(&self, request: Request<RetryBatchRequest>) -> Result<Response<Batch>, Status> {
+        let call = Call::of(&request)?;
+        let (caller, asked) = (call.caller()?, request.get_ref());
+        let batch = find(&self.0, &asked.id).await?;
+        let act = Act::of(call, &acts::RETRY_BATCH, batch.id).owned_by(batch.owner_id);
+        let came_to = retry(&self.0, caller, &batch, asked, act.clone()).await;
+        self.0.witness(act, came_to).await?;
+        Ok(Response::new(show(&self.0, caller, &asked.id).await?))
     }
 
     type WatchStream = Stream;
@@ -96,6 +106,10 @@ struct Row {
     finalize_job_id: Option<Uuid>,
     created_at: DateTime<Utc>,
     finished_at: Option<DateTime<Utc>>,
+    policy: String,
+    at_least: Option<i32>,
+    finalize_skipped: Option<String>,
+    is_retrying: bool,
 }
 
 impl Row {
@@ -108,8 +122,10 @@ impl Row {
     }
 }
 
-impl From<Row> for Batch {
-    fn from(row: Row) -> Self {
+impl Row {
+    /// The batch as the contract shows it, with its newest finalizes.
+    fn into_proto(self, finalizes: Vec<BatchFinalize>) -> Batch {
+        let row = self;
         let text = |id: Option<Uuid>| id.map(|id| id.to_string()).unwrap_or_default();
         let state = match row.state.as_str() {
             "open" => BatchState::Open,
@@ -119,7 +135,7 @@ impl From<Row> for Batch {
             "cancelled" => BatchState::Cancelled,
             _ => BatchState::Unspecified,
         };
-        Self {
+        Batch {
             id: row.id.to_string(),
             state: state.into(),
             counts: Some(BatchCounts {
@@ -135,6 +151,10 @@ impl From<Row> for Batch {
             owner_id: row.owner_id.to_string(),
             replayed: false,
             parent_job_id: text(row.parent_job_id),
+            policy: Some(BatchPolicy { kind: row.policy, at_least: row.at_least.map(i32::unsigned_abs) }),
+            finalize_skipped: row.finalize_skipped.unwrap_or_default(),
+            finalizes,
+            retrying: row.is_retrying,
         }
     }
 }
@@ -152,8 +172,8 @@ async fn create(core: &Core, call: &Call, asked: CreateBatchRequest) -> Result<B
     let key = call.idempotency.as_ref();
     let (created, is_replayed): (Batch, bool) = idempotency::once(transaction, SCHEMA, owner, key, now, |conn| {
         Box::pin(async move {
-            let jobs = prepared?;
-            insert(conn, &NewBatch { id, owner, parent: None, finalize }, now).await?;
+            let (jobs, policy) = prepared?;
+            insert(conn, &NewBatch { id, owner, parent: None, finalize, policy }, now).await?;
             let mut telling = Telling::default();
             append(conn, &ground.clock, id, &jobs, now, &mut telling).await?;
             telling.append(conn, now).await?;
@@ -165,13 +185,20 @@ async fn create(core: &Core, call: &Call, asked: CreateBatchRequest) -> Result<B
     })
     .await?;
     core.engine.after(vec![id], true);
-    let row = get(core, caller, "batches:read", &created.id).await?;
-    Ok(Batch { replayed: is_replayed, ..row.into() })
+    Ok(Batch { replayed: is_replayed, ..show(core, caller, &created.id).await? })
 }
 
 /// Checks everything about a new batch before anything is written.
-async fn prepare(core: &Core, call: &Call, asked: &CreateBatchRequest, id: Uuid) -> Result<Vec<NewJob>, Fail> {
+async fn prepare(
+    core: &Core,
+    call: &Call,
+    asked: &CreateBatchRequest,
+    id: Uuid,
+) -> Result<(Vec<NewJob>, Policy), Fail> {
     let caller = call.caller()?;
+    // What is asked of more jobs than there will be could never be met.
+    let jobs_max = if asked.open { BATCH_JOBS_MAX } else { i32::try_from(asked.jobs.len()).unwrap_or(i32::MAX) };
+    let policy = policy_of(asked.policy.as_ref(), asked.finalize.is_some(), jobs_max)?;
     if let Some(finalize) = &asked.finalize {
         if !caller.may_run_task(&finalize.task) {
             return Err(Fail::forbidden("jobs.forbidden", "Your roles do not allow this finalize.").at(
@@ -202,11 +229,25 @@ async fn prepare(core: &Core, call: &Call, asked: &CreateBatchRequest, id: Uuid)
         }
     }
     let origin = Origin::of(call)?;
-    submissions::check(core, caller, &origin, asked.jobs.clone(), |n| Place::Child {
+    let jobs = submissions::check(core, caller, &origin, asked.jobs.clone(), |n| Place::Child {
         batch: id,
         ordinal: i32::try_from(n).unwrap_or(i32::MAX),
     })
-    .await
+    .await?;
+    Ok((jobs, policy))
+}
+
+/// The policy of a batch of at most `jobs_max` jobs.
+///
+/// # Errors
+/// `jobs.invalid` at `/policy`; one that is given to a batch without a finalize would have nothing to decide.
+pub(crate) fn policy_of(asked: Option<&BatchPolicy>, has_finalize: bool, jobs_max: i32) -> Result<Policy, Fail> {
+    let refuse = || Fail::invalid("jobs.invalid", "The policy cannot be taken as it is.");
+    let Some(asked) = asked else { return Ok(Policy::default()) };
+    if !has_finalize {
+        return Err(refuse().at("/policy", "forbidden", "decides on a finalize, and there is none"));
+    }
+    Policy::parse(asked, jobs_max, "/policy").map_err(|violation| refuse().with_violations(vec![violation]))
 }
 
 /// A batch about to be.
@@ -216,6 +257,7 @@ pub(crate) struct NewBatch {
     pub(crate) owner: Uuid,
     pub(crate) parent: Option<Uuid>,
     pub(crate) finalize: Option<proto::jobs::FinalizeSpec>,
+    pub(crate) policy: Policy,
 }
 
 /// Inserts an open batch without jobs.
@@ -225,14 +267,16 @@ pub(crate) async fn insert(conn: &mut PgConnection, new: &NewBatch, now: DateTim
         .as_ref()
         .map(|finalize| if finalize.args_json.is_empty() { "{}".to_owned() } else { finalize.args_json.clone() });
     sqlx::query!(
-        "insert into jobs.batch (id, owner_id, state, parent_job_id, finalize_task, finalize_args, created_at)
-         values ($1, $2, 'open', $3, $4, $5, $6)",
+        "insert into jobs.batch (id, owner_id, state, parent_job_id, finalize_task, finalize_args, created_at, policy, at_least)
+         values ($1, $2, 'open', $3, $4, $5, $6, $7, $8)",
         new.id,
         new.owner,
         new.parent,
         new.finalize.as_ref().map(|finalize| finalize.task.clone()),
         finalize_args,
         now,
+        new.policy.kind(),
+        new.policy.at_least(),
     )
     .execute(conn)
     .await?;
@@ -316,6 +360,38 @@ async fn cancel(core: &Core, caller: &Caller, batch: &Row, reason: &str, act: Ac
     core.engine.cancel_batch(batch.id, caller.subject, reason, act).await
 }
 
+/// Queues what ended in the asked states again. The parent of a batch that was over, which has ended with it, stays as it
+/// is.
+async fn retry(core: &Core, caller: &Caller, batch: &Row, asked: &RetryBatchRequest, act: Act) -> Result<(), Fail> {
+    if !caller.may_touch("batches:retry", batch.owner_id) {
+        return Err(not_found());
+    }
+    let states: Vec<Option<State>> = asked.states().map(State::from_proto).collect();
+    let is_retried = |state: &State| state.is_final() && state.may_become(State::Queued);
+    let mut states: Vec<State> = match states.into_iter().map(|state| state.filter(is_retried)).collect() {
+        Some(states) => states,
+        None => {
+            return Err(Fail::invalid("jobs.invalid", "The batch cannot be retried so.").at(
+                "/states",
+                "enum",
+                "must be of `failed`, `expired` and `cancelled`",
+            ));
+        }
+    };
+    if states.is_empty() {
+        states = vec![State::Failed, State::Expired];
+    }
+    core.engine.retry_batch(batch.id, &states, act).await
+}
+
+/// A batch as the contract shows it.
+async fn show(core: &Core, caller: &Caller, id: &str) -> Result<Batch, Fail> {
+    let row = get(core, caller, "batches:read", id).await?;
+    let mut finalizes = engine::list_finalizes(&core.pool, &[row.id]).await?;
+    let own = finalizes.remove(&row.id).unwrap_or_default();
+    Ok(row.into_proto(own))
+}
+
 async fn get(core: &Core, caller: &Caller, permission: &str, id: &str) -> Result<Row, Fail> {
     let row = find(core, id).await?;
     if caller.may_touch(permission, row.owner_id) { Ok(row) } else { Err(not_found()) }
@@ -326,10 +402,10 @@ async fn find(core: &Core, id: &str) -> Result<Row, Fail> {
     let id = Uuid::try_parse(id).map_err(|_| not_found())?;
     sqlx::query_as!(
         Row,
-        "select id, owner_id, state, parent_job_id, total, succeeded, failed, cancelled, expired, finalize_job_id,
-           created_at, finished_at
+        r#"select id, owner_id, state, parent_job_id, total, succeeded, failed, cancelled, expired, finalize_job_id,
+           created_at, finished_at, policy, at_least, finalize_skipped, retry_states is not null as "is_retrying!"
          from jobs.batch
-         where id = $1",
+         where id = $1"#,
         id,
     )
     .fetch_optional(&core.pool)
@@ -342,12 +418,12 @@ async fn list(core: &Core, caller: &Caller, asked: &ListBatchesRequest) -> Resul
     let before: Option<Uuid> = core.cursors.place(CURSOR, &asked.cursor)?;
     let mut items = sqlx::query_as!(
         Row,
-        "select id, owner_id, state, parent_job_id, total, succeeded, failed, cancelled, expired, finalize_job_id,
-           created_at, finished_at
+        r#"select id, owner_id, state, parent_job_id, total, succeeded, failed, cancelled, expired, finalize_job_id,
+           created_at, finished_at, policy, at_least, finalize_skipped, retry_states is not null as "is_retrying!"
          from jobs.batch
          where ($1::uuid is null or owner_id = $1) and ($2::uuid is null or id < $2)
          order by id desc
-         limit $3",
+         limit $3"#,
         caller.narrowed_to("batches:read"),
         before,
         rows + 1,
@@ -355,7 +431,13 @@ async fn list(core: &Core, caller: &Caller, asked: &ListBatchesRequest) -> Resul
     .fetch_all(&core.pool)
     .await?;
     let next_cursor = core.cursors.close_page(CURSOR, &mut items, rows, |row| row.id.to_string());
-    Ok(ListBatchesResponse { items: items.into_iter().map(Batch::from).collect(), next_cursor })
+    let ids: Vec<Uuid> = items.iter().map(|row| row.id).collect();
+    let mut finalizes = engine::list_finalizes(&core.pool, &ids).await?;
+    let items = items.into_iter().map(|row| {
+        let own = finalizes.remove(&row.id).unwrap_or_default();
+        row.into_proto(own)
+    });
+    Ok(ListBatchesResponse { items: items.collect(), next_cursor })
 }
 
 fn not_found() -> Fail {

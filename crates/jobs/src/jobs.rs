@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kit::{Fail, audit::Act, grpc::Call, identity::Caller, outbox, telemetry::span};
+use kit::{Fail, audit::Act, grpc::Call, identity::Caller};
 use proto::jobs::{
     CancelJobRequest, GetJobRequest, Job, ListAttemptsRequest, ListAttemptsResponse, ListJobsRequest, ListJobsResponse,
     ListLogsRequest, ListLogsResponse, RetryJobRequest, SubmitJobsRequest, SubmitJobsResponse, WatchRequest,
@@ -12,8 +12,8 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use crate::{
-    Core, SCHEMA, acts,
-    engine::{self, Holding, Place, State, Stream, Subject, Telling},
+    Core, acts,
+    engine::{self, Place, Stream, Subject},
     reads,
     submissions::{self, Origin, Submission},
 };
@@ -141,89 +141,11 @@ async fn cancel(core: &Core, caller: &Caller, id: Uuid, owner: Uuid, reason: &st
     core.engine.cancel_job(id, caller.subject, reason, act).await
 }
 
-/// Puts a dead letter, or a job that was cancelled or expired, back into its queue, under its id. Its attempts are counted
-/// on, and it is granted `max_attempts` and all its time anew, and takes its unique key again unless another holds that by
-/// now. A batch it belongs to is opened again, and will finalize again; a parent starts over with a new batch.
+/// Puts a dead letter, or a job that was cancelled or expired, back into its queue, under its id. It takes its unique key
+/// again, unless another holds that by now. A parent starts over with a new batch.
 async fn retry(core: &Core, caller: &Caller, id: Uuid, owner: Uuid, act: Act) -> Result<(), Fail> {
     check_may(caller, "jobs:retry", owner)?;
-    let now = core.clock.now();
-    let _told = span::transaction("jobs.retry");
-    let mut transaction = core.pool.begin().await?;
-    let Some(job) = sqlx::query!(
-        "select state, owner_id, task, queue, priority, attempt, events, batch_id, is_finalize, unique_key,
-           is_unique_for_all, unique_hold
-         from jobs.job_history
-         where id = $1
-         for update",
-        id,
-    )
-    .fetch_optional(&mut *transaction)
-    .await?
-    else {
-        return Err(Fail::conflict("jobs.not_final", "It has not ended yet."));
-    };
-    let was: State = job.state.parse()?;
-    if !was.may_become(State::Queued) {
-        return Err(Fail::conflict("jobs.already_succeeded", "It has succeeded; there is nothing to retry."));
-    }
-    sqlx::query!(
-        "insert into jobs.job (id, owner_id, task, queue, state, priority, run_at, rank, attempt, attempts_until,
-           max_attempts, attempt_timeout_s, backoff, token, started_at, batch_id, ordinal, is_finalize, events, request_id,
-           traceparent, tags, args, since, created_at, queue_timeout_s, queue_until, deadline_s, deadline_at, retry_on,
-           concurrency_key, lane, unique_key, is_unique_for_all, unique_hold)
-         select id, owner_id, past.task, past.queue, 'queued', priority, $2, $3, attempt, attempt + max_attempts, max_attempts,
-           attempt_timeout_s, backoff, 0, started_at, batch_id, ordinal, is_finalize, events + 1, request_id, traceparent,
-           tags, args, $2, created_at, queue_timeout_s, $2::timestamptz + make_interval(secs => queue_timeout_s), deadline_s,
-           $2::timestamptz + make_interval(secs => deadline_s), retry_on, concurrency_key,
-           jobs.lane(past.task, task.concurrency is not null, concurrency_key, owner_id, queue.is_keyed), unique_key,
-           is_unique_for_all, unique_hold
-         from jobs.job_history as past
-         left join jobs.queue on queue.name = past.queue
-         left join jobs.task on task.name = past.task
-         where id = $1",
-        id,
-        now,
-        engine::rank(now, u8::try_from(job.priority).unwrap_or_default()),
-    )
-    .execute(&mut *transaction)
-    .await?;
-    sqlx::query!(
-        "update jobs.queue
-         set has_lanes = true
-         where name = $2 and not has_lanes and exists (select from jobs.job where id = $1 and lane is not null)",
-        id,
-        job.queue,
-    )
-    .execute(&mut *transaction)
-    .await?;
-    sqlx::query!("delete from jobs.job_history where id = $1", id).execute(&mut *transaction).await?;
-    let mut telling = Telling::default();
-    if let Some(batch) = job.batch_id {
-        engine::reopen(&mut transaction, batch, id, was, job.is_finalize, &mut telling).await?;
-    }
-    if let (Some(key), Some(hold)) = (&job.unique_key, &job.unique_hold) {
-        let own = Holding::new(id, job.owner_id, job.is_unique_for_all, &job.task, key);
-        engine::take_key_again(&mut transaction, own, hold, now).await?;
-    }
-    telling.state(id, job.events + 1, job.batch_id, State::Queued, job.attempt);
-    let word = proto::events::JobChanged {
-        job_id: id.to_string(),
-        owner_id: job.owner_id.to_string(),
-        task: job.task,
-        queue: job.queue,
-        state: State::Queued.as_str().to_owned(),
-        attempt: job.attempt.unsigned_abs(),
-        batch_id: job.batch_id.map(|id| id.to_string()).unwrap_or_default(),
-        error_kind: String::new(),
-    };
-    let event = outbox::Event::new("jobs.job.retried", id, &word);
-    outbox::write(&mut transaction, SCHEMA, &[event], &core.clock, None).await?;
-    let act = act.before("state", was.as_str()).after("state", State::Queued.as_str());
-    core.engine.ground.audit.record(&mut transaction, act).await?;
-    let streams = telling.append(&mut transaction, now).await?;
-    transaction.commit().await?;
-    core.engine.after(streams, true);
-    Ok(())
+    core.engine.retry_job(id, act).await
 }
 
 /// Checks why a caller cancels: it is kept with every job that ends by it, and shown.

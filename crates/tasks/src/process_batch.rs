@@ -5,7 +5,7 @@ use futures::future::BoxFuture;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use worker::{ChildJob, Context, Ending, Failure, Finalize, Place, Task};
+use worker::{ChildJob, Context, Ending, Failure, Finalize, Place, Policy, Task};
 
 use crate::{
     args::{FileId, parse, schema_of},
@@ -56,7 +56,7 @@ impl Task for ProcessBatch {
 }
 
 async fn fan_out(context: &Context, args: &Args) -> Result<String, Failure> {
-    let finalize = Finalize { task: finalize_batch::NAME.to_owned(), args: json!({}) };
+    let finalize = Finalize { task: finalize_batch::NAME.to_owned(), args: json!({}), policy: Policy::Always };
     let total = args.file_ids.len();
     let mut batch_id = None;
     for (page, file_ids) in args.file_ids.chunks(PAGE).enumerate() {

@@ -86,6 +86,22 @@ pub struct ChildJob {
 pub struct Finalize {
     pub task: String,
     pub args: serde_json::Value,
+    /// Whether it runs; where it does not, this job fails as `batch_policy`. What the first call says counts.
+    pub policy: Policy,
+}
+
+/// When a finalize runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Policy {
+    /// Whatever became of the children.
+    #[default]
+    Always,
+    /// If every child succeeded.
+    All,
+    /// If one did.
+    Any,
+    /// If so many did, 1 to 100,000.
+    Threshold(u32),
 }
 
 /// One child as a finalize sees it.

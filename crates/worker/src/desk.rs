@@ -18,7 +18,7 @@ use tokio::io::AsyncReadExt as _;
 use crate::{
     Failure,
     calls::Calls,
-    context::{Answer, Child, ChildJob, Children, FileFacts, Finalize, Host, Input, Question, Stored, Told},
+    context::{Answer, Child, ChildJob, Children, FileFacts, Finalize, Host, Input, Policy, Question, Stored, Told},
     ledger::{Ledger, Order, Why},
 };
 
@@ -149,12 +149,20 @@ impl Desk {
             task: job.task,
             args_json: job.args.to_string(),
         });
+        let (policy, policy_at_least) = match finalize.policy {
+            Policy::Always => ("always", None),
+            Policy::All => ("all", None),
+            Policy::Any => ("any", None),
+            Policy::Threshold(number) => ("threshold", Some(number)),
+        };
         self.calls
             .fan_out(FanOutRequest {
                 attempt: None,
                 jobs: jobs.collect(),
                 finalize_task: finalize.task,
                 finalize_args_json: finalize.args.to_string(),
+                policy: policy.to_owned(),
+                policy_at_least,
             })
             .await
     }

@@ -32,7 +32,9 @@ mod task;
 pub mod testing;
 mod worker;
 
-pub use context::{CHILDREN_PAGE_MAX, Child, ChildJob, Children, Context, FileFacts, Finalize, Input, Level, Stored};
+pub use context::{
+    CHILDREN_PAGE_MAX, Child, ChildJob, Children, Context, FileFacts, Finalize, Input, Level, Policy, Stored,
+};
 pub use failure::{Failure, kind};
 pub use hooks::{Ended, Hooks, Metrics, Run};
 pub use profile::{PROFILES, Profile};

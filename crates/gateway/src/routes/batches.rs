@@ -58,6 +58,18 @@ pub(super) fn routes() -> Vec<Route> {
             .idempotency(Idempotency::ByNature)
             .refuses(Fails(&[(404, "jobs.batch_not_found"), (409, "jobs.already_final")]))
             .by(cancel),
+        Route::post("/api/v1/batches/{id}/retry", TAG, "Queue what failed or expired again; the batch finalizes anew")
+            .access(Access::Permission("batches:retry"), &["/guildhall.jobs.v1.Batches/Retry"])
+            .limits(SMALL)
+            .idempotency(Idempotency::Never)
+            .refuses(Fails(&[
+                (404, "jobs.batch_not_found"),
+                (409, "jobs.batch_finalizing"),
+                (409, "jobs.batch_cancelling"),
+                (409, "jobs.nothing_to_retry"),
+                (422, "jobs.invalid"),
+            ]))
+            .by(retry),
         Route::get("/api/v1/batches/{id}/events", TAG, "Follow a batch and its jobs until it is final")
             .access(READ, &["/guildhall.jobs.v1.Batches/Watch"])
             .limits(SMALL)
@@ -77,6 +89,9 @@ struct NewBatch {
     /// What runs once all jobs are final.
     #[serde(default)]
     finalize: Option<Finalize>,
+    /// When the finalize runs; `always` unless said.
+    #[serde(default)]
+    policy: Option<Policy>,
     /// Whether more jobs will be added before it is closed.
     #[serde(default)]
     open: bool,
@@ -88,6 +103,45 @@ struct NewBatch {
 struct Finalize {
     task: String,
     args: serde_json::Value,
+}
+
+/// Whether a complete batch is finalized. Where it is not, it ends without.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Policy {
+    kind: PolicyKind,
+    /// For `threshold` alone: how many must have succeeded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100000))]
+    at_least: Option<u32>,
+}
+
+/// `always`: whatever became of the jobs; `all`: if every job succeeded; `any`: if one did; `threshold`: if `at_least` did.
+#[derive(Debug, Clone, Copy, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum PolicyKind {
+    Always,
+    All,
+    Any,
+    Threshold,
+}
+
+/// What is queued again.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Retry {
+    /// Of jobs that ended so; failed and expired unless said.
+    #[serde(default)]
+    #[schemars(length(min = 1, max = 3))]
+    states: Option<Vec<Retryable>>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum Retryable {
+    Failed,
+    Expired,
+    Cancelled,
 }
 
 #[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
@@ -110,6 +164,13 @@ struct Batch {
     state: BatchState,
     counts: Counts,
     finalize_job_id: Option<String>,
+    policy: Policy,
+    /// Why no finalize started, where the policy was not met.
+    finalize_skipped: Option<String>,
+    /// The newest 20, oldest first; several where it was retried.
+    finalizes: Vec<Finalized>,
+    /// Whether jobs of it are still being queued again.
+    retrying: bool,
     /// The job that fanned it out.
     parent_job_id: Option<String>,
     created_at: Time,
@@ -126,12 +187,30 @@ struct Counts {
     expired: u32,
 }
 
+/// One finalize of a batch.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Finalized {
+    /// From 1.
+    round: u32,
+    /// None where it was skipped.
+    job_id: Option<String>,
+    /// `running`, `succeeded`, `failed`, `cancelled`, `expired` or `skipped`.
+    state: String,
+    /// Why it was skipped.
+    reason: Option<String>,
+    /// What had become of the jobs when it began.
+    counts: Counts,
+    started_at: Time,
+    finished_at: Option<Time>,
+}
+
 async fn create(ask: Ask<Nothing, Nothing, Json<NewBatch>>) -> Result<Reply<202, Batch>, Fail> {
-    let Json(NewBatch { jobs, finalize, open }) = ask.body;
+    let Json(NewBatch { jobs, finalize, policy, open }) = ask.body;
     let message = rpc::CreateBatchRequest {
         jobs: jobs.into_iter().map(super::jobs::NewJob::write).collect(),
         finalize: finalize.map(|last| rpc::FinalizeSpec { task: last.task, args_json: last.args.to_string() }),
         open,
+        policy: policy.map(Policy::write),
     };
     let batch = ask.door.batches().create(ask.call.request(message)).await?.into_inner();
     let replayed = batch.replayed;
@@ -166,8 +245,79 @@ async fn cancel(ask: Ask<Id, Nothing, JsonOrNothing<Reason>>) -> Result<Reply<20
     Ok(Reply::new(Batch::read(ask.door.batches().cancel(ask.call.request(message)).await?.into_inner())?))
 }
 
+async fn retry(ask: Ask<Id, Nothing, JsonOrNothing<Retry>>) -> Result<Reply<202, Batch>, Fail> {
+    let states = ask.body.0.states.unwrap_or_default();
+    let message = rpc::RetryBatchRequest {
+        id: ask.path.0.to_string(),
+        states: states.into_iter().map(|state| rpc::JobState::from(state).into()).collect(),
+    };
+    Ok(Reply::new(Batch::read(ask.door.batches().retry(ask.call.request(message)).await?.into_inner())?))
+}
+
 async fn events(ask: Ask<Id>) -> Result<Events, Fail> {
     live::follow(ask, async |door, request| door.batches().watch(request).await).await
+}
+
+impl From<Retryable> for rpc::JobState {
+    fn from(state: Retryable) -> Self {
+        match state {
+            Retryable::Failed => Self::Failed,
+            Retryable::Expired => Self::Expired,
+            Retryable::Cancelled => Self::Cancelled,
+        }
+    }
+}
+
+impl Policy {
+    fn write(self) -> rpc::BatchPolicy {
+        let kind = match self.kind {
+            PolicyKind::Always => "always",
+            PolicyKind::All => "all",
+            PolicyKind::Any => "any",
+            PolicyKind::Threshold => "threshold",
+        };
+        rpc::BatchPolicy { kind: kind.to_owned(), at_least: self.at_least }
+    }
+
+    fn read(policy: Option<rpc::BatchPolicy>) -> Result<Self, Fail> {
+        // A role from before it knew of policies says none.
+        let policy = policy.unwrap_or_else(|| rpc::BatchPolicy { kind: "always".to_owned(), at_least: None });
+        let kind = match policy.kind.as_str() {
+            "always" => PolicyKind::Always,
+            "all" => PolicyKind::All,
+            "any" => PolicyKind::Any,
+            "threshold" => PolicyKind::Threshold,
+            other => return Err(Fail::internal(format!("jobs showed a batch with the policy `{other}`"))),
+        };
+        Ok(Self { kind, at_least: policy.at_least })
+    }
+}
+
+impl Counts {
+    fn read(counts: Option<rpc::BatchCounts>) -> Self {
+        let counts = counts.unwrap_or_default();
+        Self {
+            total: counts.total,
+            succeeded: counts.succeeded,
+            failed: counts.failed,
+            cancelled: counts.cancelled,
+            expired: counts.expired,
+        }
+    }
+}
+
+impl Finalized {
+    fn read(finalize: rpc::BatchFinalize) -> Result<Self, Fail> {
+        Ok(Self {
+            round: finalize.round,
+            job_id: maybe(finalize.job_id),
+            state: finalize.state,
+            reason: maybe(finalize.reason),
+            counts: Counts::read(finalize.counts),
+            started_at: time(finalize.started_at)?,
+            finished_at: maybe_time(finalize.finished_at),
+        })
+    }
 }
 
 impl Batch {
@@ -180,19 +330,16 @@ impl Batch {
             rpc::BatchState::Finished => BatchState::Finished,
             rpc::BatchState::Cancelled => BatchState::Cancelled,
         };
-        let counts = batch.counts.unwrap_or_default();
         Ok(Self {
             id: batch.id,
             owner_id: batch.owner_id,
             state,
-            counts: Counts {
-                total: counts.total,
-                succeeded: counts.succeeded,
-                failed: counts.failed,
-                cancelled: counts.cancelled,
-                expired: counts.expired,
-            },
+            counts: Counts::read(batch.counts),
             finalize_job_id: maybe(batch.finalize_job_id),
+            policy: Policy::read(batch.policy)?,
+            finalize_skipped: maybe(batch.finalize_skipped),
+            finalizes: batch.finalizes.into_iter().map(Finalized::read).collect::<Result<_, _>>()?,
+            retrying: batch.retrying,
             parent_job_id: maybe(batch.parent_job_id),
             created_at: time(batch.created_at)?,
             finished_at: maybe_time(batch.finished_at),

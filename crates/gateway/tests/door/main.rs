@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test whose house cannot be built can only fail")]
 
 mod admin;
+mod batches;
 mod docs;
 mod edge;
 mod files;

@@ -218,6 +218,14 @@ pub(crate) enum BatchVerb {
         /// Of the batch, or of the job that made it
         id: String,
     },
+    /// Queue what failed or expired again; the batch is finalized anew
+    Retry {
+        /// Of the batch, or of the job that made it
+        id: String,
+        /// Of the jobs that ended so, in place of failed and expired; may be given several times
+        #[arg(long = "state", value_name = "STATE", value_parser = ["failed", "expired", "cancelled"])]
+        states: Vec<String>,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -80,6 +80,7 @@ pub(super) async fn run(args: BatchArgs, screen: &Screen) -> Result<Outcome, Err
         BatchVerb::List(page) => interrupts.end("Interrupted.", list(&api, &page, screen)).await,
         BatchVerb::Show { id } => interrupts.end("Interrupted.", show(&api, &id, screen)).await,
         BatchVerb::Cancel { id } => interrupts.end("Interrupted.", cancel(&api, &id, screen)).await,
+        BatchVerb::Retry { id, states } => interrupts.end("Interrupted.", retry(&api, &id, &states, screen)).await,
     }
 }
 
@@ -196,5 +197,24 @@ async fn cancel(api: &Api, id: &str, screen: &Screen) -> Result<Outcome, Error> 
         }
         Manner::Quiet => {}
     }
+    Ok(Outcome::Done)
+}
+
+async fn retry(api: &Api, id: &str, states: &[String], screen: &Screen) -> Result<Outcome, Error> {
+    let target = Target::find(api, id).await?;
+    let Some(id) = target.batch_id.get() else {
+        return Err(Error::Failed(format!("{} has made no batch yet.", words::plain(target.id()))));
+    };
+    let asked = if states.is_empty() { json!({}) } else { json!({ "states": states }) };
+    let batch: Batch = api.post(&["batches", id, "retry"], &asked, None).await?;
+    match screen.manner {
+        Manner::Json => screen.print_json(&json!({ "id": batch.id, "state": batch.state, "counts": batch.counts })),
+        Manner::Told => {
+            let id = words::plain(&batch.id);
+            screen.print(&format!("{id} is {}: {}.", words::plain(&batch.state), batch.counts.words()));
+        }
+        Manner::Quiet => {}
+    }
+    screen.note(&format!("Watch it with `guildhall batch watch {}`.", words::plain(&batch.id)));
     Ok(Outcome::Done)
 }

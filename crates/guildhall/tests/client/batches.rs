@@ -147,3 +147,17 @@ fn ctrl_c_where_nobody_can_be_asked_leaves_the_batch_running() {
     assert!(rest.iter().any(|line| line.contains("guildhall batch watch job-1")), "{rest:?}");
     assert!(server.script().cancelled.is_empty());
 }
+
+#[test]
+fn a_batch_is_retried_by_its_id_or_its_jobs() {
+    let server = Server::start();
+    let person = Person::signed_in(&server);
+    person.pictures(&["cat.png"]);
+    assert_eq!(person.run(&["batch", "submit", "cat.png", "--watch"]).code, 0);
+    let output = person.run(&["batch", "retry", "batch-1"]);
+    assert_eq!(output.code, 0, "{}", output.stderr);
+    assert_eq!(output.stdout.trim(), "batch-1 is finished: 1 succeeded.");
+    assert_eq!(person.run(&["batch", "retry", "job-1", "--state", "failed", "--state", "cancelled"]).code, 0);
+    assert_eq!(person.run(&["batch", "retry", "batch-1", "--state", "succeeded"]).code, 64);
+    assert_eq!(server.script().retried, [json!({}), json!({ "states": ["failed", "cancelled"] })]);
+}

@@ -54,6 +54,8 @@ pub(crate) struct Script {
     /// `Last-Event-ID` of each connection to the batch's stream.
     pub(crate) resumed: Vec<Option<String>>,
     pub(crate) cancelled: Vec<String>,
+    /// Bodies of retries of batches.
+    pub(crate) retried: Vec<Value>,
     pub(crate) admin: admin::Admin,
     pub(crate) schedules: schedules::Schedules,
 
@@ -147,6 +149,12 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
             let answer = shared.script.lock().unwrap().cancel(id);
             shared.news.send_replace(());
             answer
+        }
+        (&Method::POST, ["batches", id, "retry"]) => {
+            let asked = body(request).await;
+            let mut script = shared.script.lock().unwrap();
+            script.retried.push(asked);
+            script.plain(&Method::GET, &["batches", id])
         }
         (&Method::GET, ["jobs"]) => {
             let query = request.uri().query().unwrap_or_default().to_owned();

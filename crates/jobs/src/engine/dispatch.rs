@@ -336,8 +336,8 @@ async fn claim(ground: &Ground, seat: &Seat, free: u32) -> Result<Claimed, Fail>
     if let Some(admitted) = admitted {
         admitted.settle(&mut transaction, &claims, now).await?;
     }
-    // What an update returns has no order.
-    claims.sort_by_key(|claim| claim.rank);
+    // What an update returns has no order; what came at the same time goes in the order of its ids.
+    claims.sort_by_key(|claim| (claim.rank, claim.id));
     let mut telling = Telling::default();
     let mut word = Vec::with_capacity(claims.len());
     for claim in &claims {

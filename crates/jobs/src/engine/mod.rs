@@ -3,11 +3,13 @@
 
 mod admission;
 mod backoff;
+mod batch_row;
 mod cancel;
 mod dispatch;
 mod events;
 mod expiry;
 mod fan_in;
+mod finalizes;
 mod finish;
 mod group;
 mod history;
@@ -16,8 +18,10 @@ mod leader;
 mod live;
 mod measure;
 mod notebook;
+mod policy;
 mod progress;
 mod reconcile;
+mod repair;
 mod retries;
 mod standstill;
 mod states;
@@ -43,16 +47,17 @@ pub(crate) use backoff::Backoff;
 pub(crate) use cancel::close_within;
 pub(crate) use dispatch::Seat;
 pub(crate) use events::Telling;
-pub(crate) use fan_in::reopen;
+pub(crate) use finalizes::list as list_finalizes;
 pub(crate) use finish::{End, Fault, Outcome};
 pub(crate) use leader::{Lead, Told, while_leading};
 pub(crate) use live::{Stream, Subject, watch};
+pub(crate) use policy::Policy;
 pub(crate) use progress::{Line, Note, Progress, Said};
 pub(crate) use retries::{ASKED_DELAY_MAX, RetryOn};
 pub(crate) use states::{State, markdown as states_markdown};
-pub(crate) use submit::{NewJob, Place, insert, rank};
+pub(crate) use submit::{NewJob, Place, insert};
 pub(crate) use sweeps::lease_end;
-pub(crate) use unique::{Holding, Keys, OnConflict, Unique, held as key_held, take_again as take_key_again};
+pub(crate) use unique::{Keys, OnConflict, Unique, held as key_held};
 
 pub(crate) use group::Group;
 
@@ -86,7 +91,7 @@ pub(crate) struct Ground {
     cancels: Notify,
     /// Limits have changed, and waiting jobs are to follow.
     lanes: Notify,
-    /// Some batch is to be cancelled, which the leader sees to.
+    /// Some batch is to be cancelled or retried, which the leader sees to.
     bites: Notify,
 }
 
@@ -230,6 +235,24 @@ impl Engine {
     /// `jobs.already_final`; as the database.
     pub(crate) async fn cancel_batch(&self, id: Uuid, by: Uuid, reason: &str, act: Act) -> Result<(), Fail> {
         cancel::batch(&self.ground, id, by, reason, act).await
+    }
+
+    /// Queues a job that has ended again; it opens a batch that was over. `act` is written down with it.
+    ///
+    /// # Errors
+    /// `jobs.not_final`; `jobs.already_succeeded`; `jobs.batch_finalizing` while the finalize of its batch is at work;
+    /// `jobs.finalize_superseded` for a finalize that a new one follows; as the database.
+    pub(crate) async fn retry_job(&self, id: Uuid, act: Act) -> Result<(), Fail> {
+        repair::job(&self.ground, id, act).await
+    }
+
+    /// Queues everything in a batch again that ended in one of `states`; a batch that was over is opened. `act` is written
+    /// down with it.
+    ///
+    /// # Errors
+    /// `jobs.batch_finalizing`; `jobs.batch_cancelling`; `jobs.nothing_to_retry` in a batch that is over; as the database.
+    pub(crate) async fn retry_batch(&self, id: Uuid, states: &[State], act: Act) -> Result<(), Fail> {
+        repair::batch(&self.ground, id, states, act).await
     }
 
     /// Closes an open batch, which completes it when all its jobs have ended.

@@ -2,6 +2,7 @@
 //! counted, never mended in silence; a batch that is complete and was not taken on is taken on.
 
 use kit::Fail;
+use sqlx::PgPool;
 use tracing::{error, warn};
 use uuid::Uuid;
 
@@ -21,7 +22,7 @@ pub(super) async fn run(ground: &Ground, lead: Lead, drift: &Told) -> Result<(),
     let mut drifted = 0u32;
     let mut after = Uuid::nil();
     loop {
-        let page = look(ground, after).await?;
+        let page = look(&ground.pool, after).await?;
         drifted += page.drifted;
         for batch in page.stuck {
             warn!(batch.id = %batch, "a complete batch was not taken on; it is now");
@@ -41,10 +42,10 @@ struct Page {
     stuck: Vec<Uuid>,
 }
 
-async fn look(ground: &Ground, after: Uuid) -> Result<Page, Fail> {
+async fn look(pool: &PgPool, after: Uuid) -> Result<Page, Fail> {
     // One statement sees one moment, so that a job which ends meanwhile is no difference.
     let batches = sqlx::query!(
-        r#"select batch.id, batch.state, batch.total, batch.succeeded, batch.failed, batch.cancelled, batch.expired,
+        r#"select batch.id, batch.state, batch.retry_states is not null as "is_retried!", batch.total, batch.succeeded, batch.failed, batch.cancelled, batch.expired,
              (select count(*) from jobs.job where job.batch_id = batch.id and job.ordinal is not null) as "live!",
              found.succeeded as "found_succeeded!", found.failed as "found_failed!", found.cancelled as "found_cancelled!",
              found.expired as "found_expired!"
@@ -63,7 +64,7 @@ async fn look(ground: &Ground, after: Uuid) -> Result<Page, Fail> {
         after,
         PAGE,
     )
-    .fetch_all(&ground.pool)
+    .fetch_all(pool)
     .await?;
     let mut page = Page { last: batches.last().map(|batch| batch.id), ..Page::default() };
     for batch in batches {
@@ -76,7 +77,7 @@ async fn look(ground: &Ground, after: Uuid) -> Result<Page, Fail> {
             error!(batch.id = %batch.id, ?counted, ?found, live = batch.live, total,
                 "a batch's counters differ from its jobs");
         }
-        if batch.state == "running" && ended == total {
+        if batch.state == "running" && ended == total && !batch.is_retried {
             page.stuck.push(batch.id);
         }
     }
@@ -92,4 +93,42 @@ async fn take_on(ground: &Ground, lead: Lead, batch: Uuid) -> Result<(), Fail> {
     transaction.commit().await?;
     ground.after(&aftermath);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_counter_that_was_broken_is_found_and_a_complete_batch_that_was_left() {
+        let database = kit::testing::database_with("jobs", |url| async move {
+            kit::db::migrate(&url, crate::SCHEMA, &crate::MIGRATOR).await
+        })
+        .await;
+        let pool = database.pool();
+        sqlx::raw_sql(
+            "insert into jobs.batch (id, owner_id, state, total, failed, created_at)
+             values (gen_random_uuid(), gen_random_uuid(), 'running', 1, 1, now());
+             insert into jobs.job_history (id, owner_id, task, queue, state, priority, run_at, attempt, max_attempts,
+               attempt_timeout_s, batch_id, ordinal, is_finalize, events, request_id, tags, args, created_at, finished_at)
+             select gen_random_uuid(), owner_id, 'work', 'default', 'failed', 50, now(), 1, 1, 1, id, 0, false, 1, '', '{}',
+               '{}', now(), now()
+             from jobs.batch",
+        )
+        .execute(pool)
+        .await
+        .expect("rows");
+        let page = look(pool, Uuid::nil()).await.expect("it looks");
+        assert_eq!((page.drifted, page.stuck.len()), (0, 1));
+        sqlx::raw_sql("update jobs.batch set failed = 0").execute(pool).await.expect("it breaks");
+        let page = look(pool, Uuid::nil()).await.expect("it looks");
+        assert_eq!((page.drifted, page.stuck.len()), (1, 0));
+        // Jobs that are about to be queued again are not to be taken on.
+        sqlx::raw_sql("update jobs.batch set failed = 1, retry_states = '{failed}', retry_after = -1")
+            .execute(pool)
+            .await
+            .expect("it is retried");
+        let page = look(pool, Uuid::nil()).await.expect("it looks");
+        assert_eq!((page.drifted, page.stuck.len()), (0, 0));
+    }
 }

@@ -49,7 +49,7 @@ pub(crate) const MOVES: &[(State, State, &str)] = &[
     (Running, Suspended, "the attempt waits for its child batch"),
     (Running, Cancelling, "cancelled, or its deadline is over: the attempt was asked to stop"),
     (Suspended, Succeeded, "the finalize of its child batch succeeded"),
-    (Suspended, Failed, "the finalize of its child batch failed"),
+    (Suspended, Failed, "the finalize of its child batch failed, or too few of its jobs succeeded for one"),
     (Suspended, Cancelling, "cancelled, or its deadline is over: its child batch is being cancelled"),
     (Suspended, Cancelled, "its child batch was cancelled"),
     (Cancelling, Cancelled, "the attempt or the child batch has ended, or its lease has"),

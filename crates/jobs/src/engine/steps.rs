@@ -133,7 +133,7 @@ pub(crate) struct Aftermath {
     pub(crate) streams: Vec<Uuid>,
     /// Some job may start now.
     pub(crate) has_work: bool,
-    /// Some batch or attempt is to be cancelled.
+    /// Some batch or attempt is to be cancelled, or some batch retried.
     pub(crate) has_cancels: bool,
 }
 

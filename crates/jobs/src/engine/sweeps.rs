@@ -16,7 +16,7 @@ use super::{
     finish::{self, End, Fault, Outcome},
     history, holdups,
     leader::{Lead, Told, while_leading},
-    reconcile,
+    reconcile, repair,
     states::State,
     steps::Aftermath,
     unique,
@@ -76,7 +76,9 @@ pub(super) fn start(ground: &Arc<Ground>, tasks: &Tasks) {
         let stopping = stopping.clone();
         async move {
             while !stopping.is_cancelled() {
-                if cancel::carry_on(&ground, lead).await? {
+                let has_cancels = cancel::carry_on(&ground, lead).await?;
+                let has_retries = repair::carry_on(&ground, lead).await?;
+                if has_cancels || has_retries {
                     continue;
                 }
                 tokio::select! {

@@ -306,7 +306,7 @@ impl User {
     pub(crate) async fn batch(&self, jobs: Vec<JobSpec>, finalize: Option<&str>, open: bool) -> Batch {
         let finalize =
             finalize.map(|task| proto::jobs::FinalizeSpec { task: task.to_owned(), args_json: String::new() });
-        let asked = CreateBatchRequest { jobs, finalize, open };
+        let asked = CreateBatchRequest { jobs, finalize, open, policy: None };
         self.batches().create(self.call.request(asked)).await.unwrap().into_inner()
     }
 

@@ -6,11 +6,14 @@
 mod batches;
 mod clocks;
 mod fencing;
+mod growth;
 mod house;
 mod lifecycle;
 mod limits;
 mod model;
 mod parents;
+mod policies;
+mod repair;
 mod replicas;
 mod retries;
 mod stopping;

@@ -24,6 +24,7 @@ pub(crate) async fn fan_out(worker: &Worker, parent: &Assignment, ordinals: std:
         jobs,
         finalize_task: "finish".into(),
         finalize_args_json: "{}".into(),
+        ..FanOutRequest::default()
     };
     worker.attempts().fan_out(worker.request(asked)).await.unwrap().into_inner().batch_id
 }

@@ -9,9 +9,9 @@ use proto::{
     events::ActRecorded,
     jobs::{
         Batch, CancelBatchRequest, CancelJobRequest, CompleteFilesRequest, CompletedFile, CreateBatchRequest,
-        FinalizeSpec, Job, JobSpec, PauseQueueRequest, Queue, QueueLimits, RemoveFileRequest, ReserveFilesRequest,
-        ResumeQueueRequest, RetryJobRequest, Task, UpdateQueueRequest, UpdateTaskRequest,
-        batches_client::BatchesClient, files_client::FilesClient, queues_client::QueuesClient,
+        FinalizeSpec, Job, JobSpec, JobState, PauseQueueRequest, Queue, QueueLimits, RemoveFileRequest,
+        ReserveFilesRequest, ResumeQueueRequest, RetryBatchRequest, RetryJobRequest, Task, UpdateQueueRequest,
+        UpdateTaskRequest, batches_client::BatchesClient, files_client::FilesClient, queues_client::QueuesClient,
         tasks_client::TasksClient,
     },
     worker::{
@@ -81,6 +81,12 @@ async fn batch(house: &House, user: &User, jobs: Vec<JobSpec>) -> Batch {
 async fn cancel_batch(house: &House, user: &User, id: &str) -> Result<Batch, Fail> {
     let message = CancelBatchRequest { id: id.to_owned(), reason: REASON.to_owned() };
     answer(batches(house).cancel(user.call.request(message)).await)
+}
+
+/// What was cancelled in it.
+async fn retry_batch(house: &House, user: &User, id: &str) -> Result<Batch, Fail> {
+    let message = RetryBatchRequest { id: id.to_owned(), states: vec![JobState::Cancelled.into()] };
+    answer(batches(house).retry(user.call.request(message)).await)
 }
 
 async fn pause(house: &House, user: &User, name: &str) -> Result<Queue, Fail> {
@@ -163,17 +169,21 @@ async fn what_is_done_to_anothers_thing_names_whose_it_is() {
     cancel(&house, &operator, &job.id).await.expect("cancelled");
     let batch = batch(&house, &user, vec![spec("demo_echo")]).await;
     cancel_batch(&house, &operator, &batch.id).await.expect("cancelled");
+    retry_batch(&house, &operator, &batch.id).await.expect("queued again");
+    retry_batch(&house, &operator, &batch.id).await.expect("there is nothing more to do");
     let file = file(&house, &user, "a.txt", 7).await;
     remove(&house, &admin, &file).await.expect("removed");
 
     let told: Vec<_> = acts(&house).await;
     let actions: Vec<&str> = told.iter().map(|entry| entry.action.as_str()).collect();
-    assert_eq!(actions, ["job.retry", "job.cancel", "batch.cancel", "file.remove"]);
+    assert_eq!(actions, ["job.retry", "job.cancel", "batch.cancel", "batch.retry", "file.remove"]);
     assert!(told.iter().all(|entry| entry.on_behalf_of == user.id.to_string() && entry.outcome == "done"));
     assert_eq!(facts(&told[0]), (json!({ "state": "failed" }), json!({ "state": "queued" })));
     assert_eq!(facts(&told[2]), (json!({ "is_cancel_asked": false }), json!({ "is_cancel_asked": true })));
-    assert_eq!(facts(&told[3]), (json!({ "size_bytes": 7 }), Value::Null));
-    assert_eq!(told[3].actor_id, admin.id.to_string());
+    let retried = json!({ "state": "running", "retried": ["cancelled"] });
+    assert_eq!(facts(&told[3]), (json!({ "state": "cancelled" }), retried));
+    assert_eq!(facts(&told[4]), (json!({ "size_bytes": 7 }), Value::Null));
+    assert_eq!(told[4].actor_id, admin.id.to_string());
 }
 
 #[tokio::test]
@@ -425,6 +435,7 @@ async fn entries_tell_what_the_table_lists_and_nothing_that_a_person_typed_but_t
     cancel(&house, &admin, &job.id).await.expect("cancelled");
     let batch = batch(&house, &user, vec![marked()]).await;
     cancel_batch(&house, &user, &batch.id).await.expect("cancelled");
+    retry_batch(&house, &user, &batch.id).await.expect("queued again");
     pause(&house, &admin, "default").await.expect("paused");
     resume(&house, &admin, "default").await.expect("resumed");
     limit(&house, &admin, "default").await.expect("limited");

@@ -94,6 +94,6 @@ task!(Crash, "crash", Child, |_context, args| {
 
 task!(Fan, "fan", Worker, |context, _args| {
     let child = worker::ChildJob { ordinal: 0, task: "echo".to_owned(), args: json!({ "n": 0 }) };
-    let finalize = worker::Finalize { task: "echo".to_owned(), args: json!({}) };
+    let finalize = worker::Finalize { task: "echo".to_owned(), args: json!({}), policy: worker::Policy::Always };
     Ok(Ending::AwaitBatch(context.fan_out(vec![child], &finalize).await?))
 });

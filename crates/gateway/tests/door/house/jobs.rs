@@ -9,15 +9,15 @@ use kit::{
 };
 use parking_lot::Mutex;
 use proto::jobs::{
-    AbandonFilesRequest, AbandonFilesResponse, AddBatchJobsRequest, Batch, BatchCounts, BatchState, CancelBatchRequest,
-    CancelJobRequest, CloseBatchRequest, CompleteFilesRequest, CompleteFilesResponse, CreateBatchRequest,
-    ExtendFilesRequest, File, GetBatchRequest, GetFileRequest, GetJobRequest, Job, JobSpec, JobState,
-    ListAttemptsRequest, ListAttemptsResponse, ListBatchesRequest, ListBatchesResponse, ListFilesRequest,
+    AbandonFilesRequest, AbandonFilesResponse, AddBatchJobsRequest, Batch, BatchCounts, BatchFinalize, BatchState,
+    CancelBatchRequest, CancelJobRequest, CloseBatchRequest, CompleteFilesRequest, CompleteFilesResponse,
+    CreateBatchRequest, ExtendFilesRequest, File, GetBatchRequest, GetFileRequest, GetJobRequest, Job, JobSpec,
+    JobState, ListAttemptsRequest, ListAttemptsResponse, ListBatchesRequest, ListBatchesResponse, ListFilesRequest,
     ListFilesResponse, ListJobsRequest, ListJobsResponse, ListLogsRequest, ListLogsResponse, ListQueuesRequest,
     ListQueuesResponse, ListTasksRequest, ListTasksResponse, ListWorkersRequest, ListWorkersResponse, LiveEvent,
     PauseQueueRequest, Queue, RemoveFileRequest, RemoveFileResponse, ReserveFilesRequest, ReserveFilesResponse,
-    ReservedFile, ResumeQueueRequest, RetryJobRequest, ScheduleSpec, SubmitJobsRequest, SubmitJobsResponse,
-    SubmittedJob, Task, UpdateQueueRequest, UpdateTaskRequest, WatchRequest,
+    ReservedFile, ResumeQueueRequest, RetryBatchRequest, RetryJobRequest, ScheduleSpec, SubmitJobsRequest,
+    SubmitJobsResponse, SubmittedJob, Task, UpdateQueueRequest, UpdateTaskRequest, WatchRequest,
     batches_server::{Batches, BatchesServer},
     files_server::{Files, FilesServer},
     jobs_server::{Jobs as JobsService, JobsServer},
@@ -47,6 +47,7 @@ pub(crate) struct Jobs {
     pub(crate) submitted: Mutex<Vec<SubmitJobsRequest>>,
     pub(crate) scheduled: Mutex<Vec<ScheduleSpec>>,
     pub(crate) listed: Mutex<Option<ListJobsRequest>>,
+    pub(crate) retried: Mutex<Vec<JobState>>,
     pub(crate) watched: Mutex<Option<WatchRequest>>,
     /// The role's end of the stream that was opened last.
     pub(crate) stream: watch::Sender<Option<mpsc::Sender<Result<LiveEvent, Status>>>>,
@@ -98,6 +99,7 @@ impl Jobs {
             file_bytes_max: Mutex::new(64 * 1024 * 1024),
             quota_left_bytes: Mutex::new(128 * 1024 * 1024),
             replays: Mutex::default(),
+            retried: Mutex::default(),
             calls: Mutex::default(),
             submitted: Mutex::default(),
             scheduled: Mutex::default(),
@@ -289,7 +291,8 @@ impl Batches for Jobs {
 
     async fn create(&self, request: Request<CreateBatchRequest>) -> Result<Response<Batch>, Status> {
         self.see(&request)?;
-        Ok(Response::new(self.batch(self.clock.new_id().to_string())))
+        let policy = request.get_ref().policy.clone();
+        Ok(Response::new(Batch { policy, ..self.batch(self.clock.new_id().to_string()) }))
     }
     async fn add_jobs(&self, request: Request<AddBatchJobsRequest>) -> Result<Response<SubmitJobsResponse>, Status> {
         self.own(&request.get_ref().batch_id, "batch")?;
@@ -309,6 +312,14 @@ impl Batches for Jobs {
     async fn cancel(&self, request: Request<CancelBatchRequest>) -> Result<Response<Batch>, Status> {
         self.own(&request.get_ref().id, "batch")?;
         Ok(Response::new(self.batch(request.into_inner().id)))
+    }
+    async fn retry(&self, request: Request<RetryBatchRequest>) -> Result<Response<Batch>, Status> {
+        self.own(&request.get_ref().id, "batch")?;
+        *self.retried.lock() = request.get_ref().states().collect();
+        let round =
+            BatchFinalize { round: 1, state: "skipped".into(), started_at: self.at(), ..BatchFinalize::default() };
+        let batch = self.batch(request.into_inner().id);
+        Ok(Response::new(Batch { retrying: true, finalizes: vec![round], ..batch }))
     }
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Events>, Status> {
         self.own(&request.get_ref().id, "batch")?;

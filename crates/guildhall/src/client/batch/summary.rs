@@ -28,6 +28,8 @@ pub(crate) struct Summary {
     pub(crate) counts: Counts,
     /// From the making of the batch to its end.
     pub(crate) seconds: Option<f64>,
+    /// Why nothing was finalized, where too few jobs succeeded for it.
+    pub(crate) finalize_skipped: Option<String>,
     /// Why there is no manifest, when making it failed.
     pub(crate) error: Option<JobError>,
     pub(crate) manifest_file_id: Option<String>,
@@ -73,6 +75,7 @@ impl Summary {
                 .unwrap_or_default(),
             counts: batch.as_ref().map(|batch| batch.counts).unwrap_or_default(),
             seconds: batch.as_ref().and_then(|batch| Some((batch.finished_at? - batch.created_at?).as_seconds_f64())),
+            finalize_skipped: batch.as_ref().and_then(|batch| batch.finalize_skipped.clone()),
             error: failed.and_then(|job| job.error.clone()),
             manifest_file_id: file("manifest_file_id"),
             archive_file_id: file("archive_file_id"),
@@ -84,7 +87,10 @@ impl Summary {
 
     /// Whether every model was made, and the manifest with them.
     pub(crate) fn is_whole(&self) -> bool {
-        self.error.is_none() && self.batch_id.is_some() && self.counts.succeeded == self.counts.total
+        self.error.is_none()
+            && self.finalize_skipped.is_none()
+            && self.batch_id.is_some()
+            && self.counts.succeeded == self.counts.total
     }
 
     /// The batch's id, or its job's.
@@ -106,6 +112,9 @@ impl Summary {
                     screen.print("");
                 }
                 screen.print(&self.headline(screen));
+                if let Some(reason) = &self.finalize_skipped {
+                    screen.print_wrapped(&format!("It was not finalized: {}", words::plain(reason)));
+                }
                 self.tell_faults(screen);
                 self.tell_places(screen);
             }

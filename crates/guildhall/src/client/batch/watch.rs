@@ -35,6 +35,8 @@ pub(super) struct Batch {
     #[serde(default)]
     pub(super) counts: Counts,
     pub(super) finalize_job_id: Option<String>,
+    /// Why nothing was finalized.
+    pub(super) finalize_skipped: Option<String>,
     pub(super) created_at: Option<DateTime<Utc>>,
     pub(super) finished_at: Option<DateTime<Utc>>,
 }

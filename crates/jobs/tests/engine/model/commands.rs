@@ -153,7 +153,13 @@ impl Driver {
             })
             .collect();
         let finalize_task = if finalizes { "finish" } else { "" }.to_owned();
-        let asked = FanOutRequest { attempt, jobs: jobs.clone(), finalize_task, finalize_args_json: "{}".to_owned() };
+        let asked = FanOutRequest {
+            attempt,
+            jobs: jobs.clone(),
+            finalize_task,
+            finalize_args_json: "{}".to_owned(),
+            ..FanOutRequest::default()
+        };
         let worker = self.a_hand().await;
         let worker = &self.hand(&worker).worker;
         let batch = worker.attempts().fan_out(worker.request(asked)).await.unwrap().into_inner().batch_id;
