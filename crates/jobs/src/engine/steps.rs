@@ -232,13 +232,16 @@ fn note_in_batches(step: &Step, changes: &mut BTreeMap<Uuid, BatchChange>) {
             }
         }
     }
-    // A parent that ends before its children takes them along. A suspended one is ended by its batch, which is over.
+    // A parent that ends before its children takes them along, be it at work or between two attempts. One that waits for
+    // its batch is ended by that, which is over.
     if let Some(child_batch) = row.child_batch_id
-        && row.worker_id.is_some()
+        && (row.worker_id.is_some() || !matches!(row.state.as_str(), "suspended" | "cancelling"))
     {
         let change = changes.entry(child_batch).or_default();
         change.close = true;
-        change.cancel = Some((row.cancel_asked_by, Some("The job it belongs to has ended.".to_owned())));
+        let reason = || (row.cancel_asked_by, Some("The job it belongs to has ended.".to_owned()));
+        // A cancel of the parent has said why.
+        change.cancel.get_or_insert_with(reason);
     }
 }
 

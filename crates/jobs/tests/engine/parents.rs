@@ -1,8 +1,10 @@
 //! Jobs that fan out: a parent waits without a worker, ends with its batch, and takes it along when it ends before it.
 
+use std::time::Duration;
+
 use proto::{
     jobs::{
-        AddBatchJobsRequest, BatchState, CancelBatchRequest, CancelJobRequest, CloseBatchRequest, JobState,
+        AddBatchJobsRequest, BatchState, CancelBatchRequest, CancelJobRequest, CloseBatchRequest, JobSpec, JobState,
         RetryJobRequest,
     },
     worker::{Assignment, FanOutJob, FanOutRequest},
@@ -10,7 +12,7 @@ use proto::{
 
 use crate::{
     batches::{counts, ids},
-    house::{House, User, Worker, failed, something_waits, spec, stopped, succeeded, suspended},
+    house::{House, User, Worker, failed, interrupted, something_waits, spec, stopped, succeeded, suspended},
 };
 
 pub(crate) async fn fan_out(worker: &Worker, parent: &Assignment, ordinals: std::ops::Range<u32>) -> String {
@@ -63,7 +65,7 @@ async fn a_parent_that_fans_out_again_after_a_crash_has_each_child_once() {
     let parent = worker.next_assigned().await;
     let batch = fan_out(&worker, &parent, 0..3).await;
     assert_eq!(fan_out(&worker, &parent, 1..5).await, batch);
-    worker.tell(vec![(&parent, crate::house::interrupted())]).await;
+    worker.tell(vec![(&parent, interrupted())]).await;
     let mut assigned = worker.assigned(6).await;
     let at = assigned.iter().position(|assigned| assigned.task == "process").unwrap();
     let parent = assigned.remove(at);
@@ -159,6 +161,25 @@ async fn a_parent_that_fails_for_good_takes_its_children_along_and_starts_over_w
     worker.succeed(&finalize, "1").await;
     assert_eq!(user.get_batch(&first).await.state(), BatchState::Cancelled);
     assert_eq!(user.state(&id).await, JobState::Suspended);
+}
+
+#[tokio::test]
+async fn a_parent_whose_time_in_the_queue_is_over_takes_its_children_along() {
+    let house = House::new().await;
+    let user = house.user(&["operator"]);
+    let mut worker = house.worker(1).await;
+    let id = user.submit(JobSpec { queue_timeout_s: Some(20.0), ..spec("process", "{}") }).await;
+    let parent = worker.next_assigned().await;
+    let batch = fan_out(&worker, &parent, 0..2).await;
+    worker.tell(vec![(&parent, interrupted())]).await;
+    assert_eq!(user.state(&id).await, JobState::Queued);
+    house.clock.advance(Duration::from_secs(20));
+    user.wait_for(&id, "expired").await;
+    user.wait_for_batch(&batch, |counts| counts["cancelled"] == 2).await;
+    worker.credit(1).await;
+    let finalize = worker.next_assigned().await;
+    worker.succeed(&finalize, "{}").await;
+    assert_eq!(user.get_batch(&batch).await.state(), BatchState::Cancelled);
 }
 
 #[tokio::test]
