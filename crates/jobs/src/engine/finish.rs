@@ -209,6 +209,9 @@ fn decide(row: Row, end: End, now: DateTime<Utc>, changes: &mut BTreeMap<Uuid, B
         }
         End::Suspended { .. } => {
             let fault = Fault::new("internal", "The task suspended itself for a batch that is not its own.", false);
+            if is_cancelling {
+                return decide(row, End::Failed(fault, None), now, changes);
+            }
             Step { attempt: Ended::failed(&fault), error: Some(fault), ..Step::to(row, State::Failed) }
         }
         End::LeaseOver => {

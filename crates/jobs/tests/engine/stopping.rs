@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use proto::jobs::{CancelJobRequest, JobSpec, JobState};
 
-use crate::house::{House, User, spec, stopped};
+use crate::house::{House, User, spec, stopped, suspended};
 
 async fn cancel(user: &User, id: &str) -> Result<JobState, kit::Fail> {
     let asked = CancelJobRequest { id: id.to_owned(), reason: "no longer needed".to_owned() };
@@ -46,6 +46,20 @@ async fn a_running_job_is_asked_and_is_cancelled_when_its_attempt_answers() {
         .filter_map(|(_, _, data)| data["state"].as_str().map(str::to_owned))
         .collect();
     assert_eq!(states, ["queued", "running", "cancelling", "cancelled"], "one event each");
+}
+
+#[tokio::test]
+async fn an_attempt_that_answers_a_stop_with_what_cannot_be_has_stopped() {
+    let house = House::new().await;
+    let user = house.user(&["operator"]);
+    let mut worker = house.worker(1).await;
+    let id = user.submit(spec("work", "{}")).await;
+    let assigned = worker.next_assigned().await;
+    cancel(&user, &id).await.unwrap();
+    let nobodys_batch = house.clock.new_id().to_string();
+    assert_eq!(worker.tell(vec![(&assigned, suspended(&nobodys_batch))]).await, [true]);
+    assert_eq!(user.state(&id).await, JobState::Cancelled);
+    assert_eq!(user.attempts(&id).await, ["failed"]);
 }
 
 #[tokio::test]
