@@ -98,6 +98,11 @@ impl House {
         (User { call: call.clone(), peer: self.peer.clone() }, User { call, peer: other.peer.clone() })
     }
 
+    /// The same user, who asks the process that runs now.
+    pub(crate) fn again(&self, user: &User) -> User {
+        User { call: user.call.clone(), peer: self.peer.clone() }
+    }
+
     /// A connected worker with as many free slots as it says.
     pub(crate) async fn worker(&self, slots: u32) -> Worker {
         let mut worker = self.stranger_worker("").await;

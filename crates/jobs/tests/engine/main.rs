@@ -9,6 +9,7 @@ mod fencing;
 mod house;
 mod lifecycle;
 mod limits;
+mod model;
 mod parents;
 mod replicas;
 mod retries;

@@ -1,0 +1,113 @@
+//! What is drawn at random: jobs with their clocks and rules, and ends of attempts; each as it is asked for or told, and as
+//! the model has it.
+
+use std::collections::BTreeMap;
+
+use chrono::TimeDelta;
+use kit::clock::to_timestamp;
+use proto::{
+    jobs::{Backoff as AskedBackoff, JobSpec, RetryOn},
+    worker::outcome,
+};
+
+use super::{
+    driver::Driver,
+    job::{Backoff, End, Job},
+};
+use crate::house;
+
+/// Most jobs that one command makes.
+pub(super) const JOBS_MAX: usize = 3;
+
+impl End {
+    pub(super) fn told(&self) -> outcome::End {
+        match self {
+            Self::Succeeded(result) => house::succeeded(result),
+            Self::Failed { kind, is_retryable, after } => match house::failed(kind, *is_retryable) {
+                outcome::End::Failed(failed) => outcome::End::Failed(proto::worker::Failed {
+                    retry_after_s: after.map(|after| after.as_seconds_f64()),
+                    ..failed
+                }),
+                other => other,
+            },
+            Self::Snoozed(after) => house::snoozed(after.as_seconds_f64()),
+            Self::Cancelled => house::cancelled("There is nothing to be done."),
+            Self::Stopped => house::stopped(),
+            Self::Interrupted => house::interrupted(),
+            Self::Suspended(batch) => house::suspended(batch),
+        }
+    }
+}
+
+impl Driver {
+    /// A job to be asked for, and as the model has it, told apart from all others by its arguments.
+    pub(super) fn draw_job(&mut self) -> (JobSpec, Job) {
+        let (now, count) = (self.model.now, self.next());
+        let task = if self.random.percent(25) { "process" } else { "work" };
+        // No two clocks of one run are over at the same instant.
+        let own = TimeDelta::milliseconds(i64::from(count) * 3);
+        let random = &mut self.random;
+        let mut seconds = |chance, least: i64, span| {
+            random.percent(chance).then(|| TimeDelta::seconds(least + i64::try_from(random.below(span)).unwrap()))
+        };
+        let run_at = seconds(25, 1, 60).map_or(now, |later| now + later);
+        let queue_timeout = seconds(20, 15, 45).map(|timeout| timeout + own);
+        let deadline = seconds(20, 20, 130).map(|deadline| deadline + own);
+        let timeout = seconds(15, 20, 40).map(|timeout| timeout + own);
+        let delay = seconds(66, 1, 10).unwrap_or_default();
+        let mut job = Job::new(task, now, run_at);
+        job.priority = 30 + u32::try_from(self.random.below(21)).unwrap();
+        job.max_attempts = 1 + u32::try_from(self.random.below(6)).unwrap();
+        job.backoff = Backoff::Fixed(delay);
+        (job.queue_timeout, job.deadline) = (queue_timeout, deadline);
+        job.timeout = timeout.unwrap_or(job.timeout);
+        if self.random.percent(15) {
+            let again = (true, Some(TimeDelta::seconds(2)));
+            job.rules = BTreeMap::from([("provider", (false, None)), ("invalid_input", again)]);
+        }
+        let asked_backoff = |delay: TimeDelta| AskedBackoff {
+            kind: "fixed".to_owned(),
+            seconds: vec![delay.as_seconds_f64()],
+            ..AskedBackoff::default()
+        };
+        let rules = job.rules.iter().map(|(kind, (retry, delay))| RetryOn {
+            error_kind: (*kind).to_owned(),
+            retry: *retry,
+            backoff: delay.map(asked_backoff),
+        });
+        let spec = JobSpec {
+            run_at: (run_at > now).then(|| to_timestamp(run_at)),
+            priority: Some(job.priority),
+            max_attempts: Some(job.max_attempts),
+            backoff: Some(asked_backoff(delay)),
+            queue_timeout_s: queue_timeout.map(|timeout| timeout.as_seconds_f64()),
+            deadline_s: deadline.map(|deadline| deadline.as_seconds_f64()),
+            attempt_timeout_s: timeout.map(|timeout| timeout.as_seconds_f64()),
+            retry_on: rules.collect(),
+            ..house::spec(task, &format!(r#"{{"n": {count}}}"#))
+        };
+        (spec, job.settled())
+    }
+
+    pub(super) fn draw_jobs(&mut self) -> Vec<(JobSpec, Job)> {
+        let count = self.random.below(JOBS_MAX + 1);
+        (0..count).map(|_| self.draw_job()).collect()
+    }
+
+    pub(super) fn draw_end(&mut self) -> End {
+        let kinds = ["provider", "invalid_input", "timeout", "worker_crashed"];
+        match self.random.below(20) {
+            0..8 => End::Succeeded(format!("{{\"n\":{}}}", self.next())),
+            8..14 => {
+                let kind = *self.random.pick(&kinds).unwrap();
+                let after = self.random.percent(20).then_some(TimeDelta::seconds(7));
+                End::Failed { kind, is_retryable: self.random.percent(75), after }
+            }
+            14..16 => End::Snoozed(TimeDelta::seconds(5)),
+            16 => End::Cancelled,
+            17 => End::Stopped,
+            18 => End::Interrupted,
+            _ => End::Suspended(self.house.clock.new_id().to_string()),
+        }
+    }
+}
