@@ -26,17 +26,17 @@ pub(super) struct Kind {
     pub(super) at_once_max: Option<usize>,
 }
 
-const KIND: Kind = Kind { name: "succeeds", asks: |n| job(json!({ "n": n })), is_cancelled: false, at_once_max: None };
+const KIND: Kind = Kind { name: "succeeds", asks: |n| job(&json!({ "n": n })), is_cancelled: false, at_once_max: None };
 
 pub(super) const KINDS: &[Kind] = &[
     KIND,
-    Kind { name: "fails once", asks: |n| job(json!({ "n": n, "fails": 1 })), ..KIND },
+    Kind { name: "fails once", asks: |n| job(&json!({ "n": n, "fails": 1 })), ..KIND },
     Kind { name: "batch", asks: batch, ..KIND },
     Kind { name: "one at a time", asks: keyed, at_once_max: Some(1), ..KIND },
-    Kind { name: "gives up", asks: |n| job(json!({ "n": n, "gives_up": true })), ..KIND },
-    Kind { name: "slow", asks: |n| job(json!({ "n": n, "seconds": 2 })), ..KIND },
-    Kind { name: "cancelled", asks: |n| job(json!({ "n": n, "seconds": 60 })), is_cancelled: true, ..KIND },
-    Kind { name: "of a child", asks: |_| ("/api/v1/jobs", of("demo_spin", json!({ "seconds": 0.2 }))), ..KIND },
+    Kind { name: "gives up", asks: |n| job(&json!({ "n": n, "gives_up": true })), ..KIND },
+    Kind { name: "slow", asks: |n| job(&json!({ "n": n, "seconds": 2 })), ..KIND },
+    Kind { name: "cancelled", asks: |n| job(&json!({ "n": n, "seconds": 60 })), is_cancelled: true, ..KIND },
+    Kind { name: "of a child", asks: |_| ("/api/v1/jobs", of("demo_spin", &json!({ "seconds": 0.2 }))), ..KIND },
 ];
 
 /// Seconds between two occurrences of the schedule.
@@ -47,25 +47,25 @@ pub(super) const SCHEDULED: &str = "scheduled";
 const LOST: u64 = 5;
 
 /// A job that is tried until it has ended by itself: what is killed must not use its attempts up.
-fn of(task: &str, args: Value) -> Value {
+fn of(task: &str, args: &Value) -> Value {
     let backoff = json!({ "kind": "fixed", "seconds": 0.2 });
     json!({ "task": task, "args": args, "max_attempts": 50, "backoff": backoff })
 }
 
-fn job(args: Value) -> (&'static str, Value) {
+fn job(args: &Value) -> (&'static str, Value) {
     ("/api/v1/jobs", of(TASK, args))
 }
 
 /// Jobs under one key, of which one runs at a time.
 fn keyed(n: u64) -> (&'static str, Value) {
-    let (path, mut body) = job(json!({ "n": n, "seconds": 0.5 }));
+    let (path, mut body) = job(&json!({ "n": n, "seconds": 0.5 }));
     body["concurrency_key"] = json!("the disk");
     (path, body)
 }
 
 fn batch(n: u64) -> (&'static str, Value) {
     let args = [json!({ "n": n }), json!({ "n": n, "gives_up": true }), json!({ "n": n, "fails": 1 })];
-    let jobs = args.map(|args| of(TASK, args));
+    let jobs = args.map(|args| of(TASK, &args));
     ("/api/v1/batches", json!({ "jobs": jobs, "finalize": { "task": TASK, "args": { "n": n } } }))
 }
 
@@ -92,7 +92,7 @@ impl Client {
             let kind = &KINDS[usize::try_from(n).expect("it is small") % KINDS.len()];
             let (path, body) = (kind.asks)(n);
             let id = self.ask_once(kind.name, path, &body, n).await;
-            if n % LOST == 0 {
+            if n.is_multiple_of(LOST) {
                 self.ask_once(kind.name, path, &body, n).await;
             }
             if kind.is_cancelled {
@@ -125,7 +125,7 @@ impl Client {
 
     /// Makes a schedule, and waits for its first run; the id, and when that was due.
     pub(super) async fn schedule(&self) -> (String, String) {
-        let mut job = of(TASK, json!({ "n": 0 }));
+        let mut job = of(TASK, &json!({ "n": 0 }));
         job["tags"] = json!([SCHEDULED]);
         let asked = json!({ "every_s": EVERY_S, "missed": "all", "missed_max": 1000, "overlap": "allow", "job": job });
         let made = self.person.post("/api/v1/schedules", &asked).await.expect(201);
