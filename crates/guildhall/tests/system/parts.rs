@@ -4,6 +4,9 @@
 //! | file | promises |
 //! |---|---|
 //! | `faults` | whatever is killed wherever it stands, all ends once and all is told |
+//! | `mixed` | work of every kind ends once, by journals outside of the database; what it is made of: |
+//! | `clients`, `journalist` | who asks and who works, each with a journal |
+//! | `journal`, `reckoning` | the journals, and how they are held against what the API shows |
 //! | `broker` | work goes on without RabbitMQ, and nothing of it stays untold |
 //! | `methods` | each gRPC method asks, at its own port, who calls and what they may |
 //! | `strangers` | each gRPC method that takes an id, at its own port, knows a stranger's as little as nobody's |
@@ -11,10 +14,15 @@
 //! | `foreign` | no promises: a RabbitMQ client of somebody else's, which writes down what it hears |
 
 mod broker;
+mod clients;
 mod faults;
 mod foreign;
 mod gateways;
+mod journal;
+mod journalist;
 mod methods;
+mod mixed;
+mod reckoning;
 mod strangers;
 
 use std::{

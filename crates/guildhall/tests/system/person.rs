@@ -122,6 +122,12 @@ impl Person {
         self.ask(|| request.try_clone().expect("a body of JSON")).await
     }
 
+    /// Under a key of the caller's own: however often it is asked, it happens once.
+    pub(crate) async fn post_as(&self, path: &str, body: &Value, key: &str) -> Answer {
+        let request = self.request(Method::POST, path).await.header("idempotency-key", key).json(body);
+        self.ask(|| request.try_clone().expect("a body of JSON")).await
+    }
+
     pub(crate) async fn put(&self, path: &str, body: &Value) -> Answer {
         let request = self.request(Method::PUT, path).await.json(body);
         self.ask(|| request.try_clone().expect("a body of JSON")).await

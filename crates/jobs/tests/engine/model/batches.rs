@@ -90,7 +90,7 @@ impl Model {
                 *row.counter(state) += 1;
                 self.take_on(&batch);
             } else if row.state == BatchState::Finalizing && row.finalize.as_deref() == Some(id) {
-                self.end_batch(&batch, Some((state, error, result)));
+                self.end_batch(&batch, Some(&(state, error, result)));
             }
         }
         // A parent that ends before its children takes them along; a batch that has ended it is over.
@@ -124,7 +124,7 @@ impl Model {
         }
     }
 
-    fn end_batch(&mut self, id: &str, finalized: Option<Finalized>) {
+    fn end_batch(&mut self, id: &str, finalized: Option<&Finalized>) {
         let batch = self.batch(id);
         batch.state = if batch.is_stopping { BatchState::Cancelled } else { BatchState::Finished };
         batch.ends += 1;
@@ -136,10 +136,10 @@ impl Model {
         };
         let Some(parent) = parent.filter(|parent| self.jobs.get(parent).is_some_and(is_waiting)) else { return };
         let is_cancelling = self.job(&parent).state == Cancelling;
-        let result = finalized.as_ref().and_then(|(.., result)| result.clone());
+        let result = finalized.and_then(|(.., result)| result.clone());
         match finalized {
             _ if is_cancelled || is_cancelling => self.stopped(&parent, result),
-            Some((Failed | Cancelled | Expired, error, _)) => self.finish(&parent, Failed, error, None),
+            Some((Failed | Cancelled | Expired, error, _)) => self.finish(&parent, Failed, *error, None),
             _ => self.finish(&parent, Succeeded, None, result),
         }
     }

@@ -68,7 +68,7 @@ impl Driver {
             assert_eq!(attempts, job.attempts, "the attempts of {id}");
             let accepted = attempts.iter().filter(|outcome| *outcome == "succeeded").count();
             assert!(accepted <= 1, "{id} has two results");
-            assert_stream_of_a_job(id, job, self.user.events(id, 0).await);
+            assert_stream_of_a_job(id, job, &self.user.events(id, 0).await);
         }
         for (id, batch) in &self.model.batches {
             let events = self.user.batch_events(id, 0).await;
@@ -131,8 +131,8 @@ fn assert_without_gap(id: &str, events: &[Event]) {
 }
 
 /// From its submission to its last state, by moves that there are.
-fn assert_stream_of_a_job(id: &str, job: &Job, events: Vec<Event>) {
-    assert_without_gap(id, &events);
+fn assert_stream_of_a_job(id: &str, job: &Job, events: &[Event]) {
+    assert_without_gap(id, events);
     let moves: BTreeSet<(&str, &str)> = MOVES
         .lines()
         .filter_map(|line| {

@@ -17,11 +17,13 @@ use super::{
     job::{End, Time},
     rules::{LEASE, Model},
 };
-use crate::house::{House, PATIENCE, User, Worker};
+use crate::house::{House, User, Worker};
 
 /// Between two looks at a service that has not come to agree yet: looking all the time would take the time of the sweeps
 /// that are waited for.
 const LOOK_EVERY: Duration = Duration::from_millis(25);
+/// Service and model must agree within this; it only ends a run that has failed already, on however busy a machine.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// A worker that is kept alive sends a heartbeat so often.
 const PULSE: TimeDelta = TimeDelta::seconds(20);
 /// A stream lasts an hour; a worker opens another before.
