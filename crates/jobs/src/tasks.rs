@@ -71,7 +71,6 @@ async fn list(core: &Core, caller: &Caller, asked: &ListTasksRequest) -> Result<
 
 /// Sets how many attempts of a task may run at once. It holds from the answer on, as a queue's limits do.
 async fn limit(core: &Core, call: &Call, asked: &UpdateTaskRequest) -> Result<Task, Fail> {
-    let not_found = || Fail::not_found("jobs.task_not_found", "There is no such task.");
     if !is_name(&asked.name) {
         return Err(not_found());
     }
@@ -91,6 +90,9 @@ async fn limit(core: &Core, call: &Call, asked: &UpdateTaskRequest) -> Result<Ta
         .fetch_optional(&mut *transaction)
         .await?
         .ok_or_else(not_found)?;
+    if was == concurrency {
+        return shown(core, &asked.name).await;
+    }
     sqlx::query!(
         "update jobs.task set concurrency = $2, limits_changed_at = $3 where name = $1",
         asked.name,
@@ -108,9 +110,17 @@ async fn limit(core: &Core, call: &Call, asked: &UpdateTaskRequest) -> Result<Ta
     transaction.commit().await?;
     core.engine.limits_changed();
     core.catalogue.workers_changed();
+    shown(core, &asked.name).await
+}
+
+async fn shown(core: &Core, name: &str) -> Result<Task, Fail> {
     let tasks = core.catalogue.listed(&core.pool).await?;
-    let task = tasks.iter().find(|task| task.name == asked.name).ok_or_else(not_found)?;
+    let task = tasks.iter().find(|task| task.name == name).ok_or_else(not_found)?;
     Ok(task.to_proto(core.clock.now()))
+}
+
+fn not_found() -> Fail {
+    Fail::not_found("jobs.task_not_found", "There is no such task.")
 }
 
 /// Makes the tasks of a worker known, and their queues. What another worker offered under the same name is replaced.

@@ -37,8 +37,15 @@ const JOBS_LOOKED_AT: usize = 20_000;
 
 /// Whether anything is limited, as far as this replica knows: it decides only which lock a claim takes. The lowest bit says
 /// it; the others count the limits that were set here, so that what was read before one does not undo it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Known(AtomicU64);
+
+impl Default for Known {
+    /// Until it has looked, it counts.
+    fn default() -> Self {
+        Self(AtomicU64::new(1))
+    }
+}
 
 impl Known {
     pub(super) fn is_limited(&self) -> bool {
@@ -97,9 +104,14 @@ pub(super) async fn admit(
     free: u32,
     now: DateTime<Utc>,
 ) -> Result<Admitted, Fail> {
-    let books = count(conn, queues, tasks, now).await?;
+    let mut books = count(conn, queues, tasks).await?;
     let names: Vec<String> = books.queues.keys().cloned().collect();
-    let mut places = lanes_of(conn, &names).await?;
+    fill_own(conn, &mut books, now).await?;
+    // The lanes of a queue that is held up as a whole need not be looked at.
+    let is_open = |queue: &&String| books.hindrance(&Place { queue: (*queue).clone(), lane: None }).is_none();
+    let open_names: Vec<String> = names.iter().filter(is_open).cloned().collect();
+    let mut places = lanes_of(conn, &open_names).await?;
+    fill(conn, &mut books, &places, now).await?;
     // Jobs without a lane. In a queue of keys each has one, or gets it within moments.
     places.extend(names.into_iter().map(|queue| Place { queue, lane: None }));
     let mut token_in: Option<f64> = None;
@@ -183,9 +195,15 @@ impl Standing {
         conn: &mut PgConnection,
         queues: &[String],
         tasks: &[String],
+        places: &[(String, Option<String>)],
         now: DateTime<Utc>,
     ) -> Result<Self, Fail> {
-        Ok(Self(count(conn, queues, tasks, now).await?))
+        let mut books = count(conn, queues, tasks).await?;
+        let places: Vec<Place> =
+            places.iter().map(|(queue, lane)| Place { queue: queue.clone(), lane: lane.clone() }).collect();
+        fill_own(conn, &mut books, now).await?;
+        fill(conn, &mut books, &places, now).await?;
+        Ok(Self(books))
     }
 
     /// What is in the way of a job in a queue and lane, and a sentence on it.
@@ -209,8 +227,10 @@ pub(super) async fn held_up(
     }
     let tasks =
         sqlx::query_scalar!("select name from jobs.task where concurrency is not null").fetch_all(&mut *conn).await?;
-    let books = count(conn, &queues, &tasks, now).await?;
+    let mut books = count(conn, &queues, &tasks).await?;
+    fill_own(conn, &mut books, now).await?;
     let mut places = lanes_of(conn, &queues).await?;
+    fill(conn, &mut books, &places, now).await?;
     places.extend(queues.into_iter().map(|queue| Place { queue, lane: None }));
     let held = places.into_iter().filter_map(|place| {
         let hindrance = books.hindrance(&place)?;
@@ -222,12 +242,7 @@ pub(super) async fn held_up(
 }
 
 /// Reads limits, and counts what they bound.
-async fn count(
-    conn: &mut PgConnection,
-    queues: &[String],
-    tasks: &[String],
-    now: DateTime<Utc>,
-) -> Result<Books, Fail> {
+async fn count(conn: &mut PgConnection, queues: &[String], tasks: &[String]) -> Result<Books, Fail> {
     let mut books = Books::default();
     let rows = sqlx::query!(
         "select name, concurrency, key_concurrency, rate_starts, rate_seconds, rate_burst, key_rate_starts,
@@ -274,22 +289,63 @@ async fn count(
         let place = Place { queue: row.queue, lane: row.lane };
         books.run(&place, &row.task, u32::try_from(row.count).unwrap_or(u32::MAX));
     }
-    let metered: Vec<String> = of(&books, |limits| limits.rate.is_some() || limits.key_rate.is_some());
-    let buckets = sqlx::query!("select queue, key, tokens, at from jobs.bucket where queue = any($1)", &metered)
+    Ok(books)
+}
+
+/// Reads the queues' own buckets and virtual times.
+async fn fill_own(conn: &mut PgConnection, books: &mut Books, now: DateTime<Utc>) -> Result<(), Fail> {
+    let own: Vec<Place> = books.queues.keys().map(|queue| Place { queue: queue.clone(), lane: None }).collect();
+    fill(conn, books, &own, now).await
+}
+
+/// Reads the buckets and shares of these places, and of no others: there may be a million keys that have nothing waiting.
+async fn fill(conn: &mut PgConnection, books: &mut Books, places: &[Place], now: DateTime<Utc>) -> Result<(), Fail> {
+    let metered: HashSet<String> =
+        of(books, |limits| limits.rate.is_some() || limits.key_rate.is_some()).into_iter().collect();
+    let of_buckets = places.iter().filter(|place| metered.contains(&place.queue));
+    let (queues, keys): (Vec<String>, Vec<String>) =
+        of_buckets.map(|place| (place.queue.clone(), place.key().unwrap_or(OF_QUEUE).to_owned())).unzip();
+    if !queues.is_empty() {
+        let buckets = sqlx::query!(
+            "select bucket.queue, bucket.key, tokens, at
+             from unnest($1::text[], $2::text[]) as asked (queue, key)
+             join jobs.bucket on bucket.queue = asked.queue and bucket.key = asked.key",
+            &queues,
+            &keys,
+        )
         .fetch_all(&mut *conn)
         .await?;
-    for row in buckets {
-        let Some(limits) = books.queues.get(&row.queue) else { continue };
-        let rate = if row.key == OF_QUEUE { limits.rate } else { limits.key_rate };
-        let Some(rate) = rate else { continue };
-        let bucket = Bucket { tokens: row.tokens, at: row.at }.filled(rate, now);
-        books.buckets.insert((row.queue, row.key), bucket);
+        for row in buckets {
+            let Some(limits) = books.queues.get(&row.queue) else { continue };
+            let rate = if row.key == OF_QUEUE { limits.rate } else { limits.key_rate };
+            let Some(rate) = rate else { continue };
+            let bucket = Bucket { tokens: row.tokens, at: row.at }.filled(rate, now);
+            books.buckets.insert((row.queue, row.key), bucket);
+        }
     }
-    let shared: Vec<String> = of(&books, |limits| limits.share != Share::None);
-    let shares =
-        sqlx::query!("select queue, name, had from jobs.share where queue = any($1)", &shared).fetch_all(conn).await?;
-    books.shares = shares.into_iter().map(|row| ((row.queue, row.name), row.had)).collect();
-    Ok(books)
+    let shared: HashMap<String, Share> = books
+        .queues
+        .iter()
+        .filter(|(_, limits)| limits.share != Share::None)
+        .map(|(queue, limits)| (queue.clone(), limits.share))
+        .collect();
+    let of_shares = places.iter().filter_map(|place| Some((place, *shared.get(&place.queue)?)));
+    let (queues, names): (Vec<String>, Vec<String>) = of_shares
+        .map(|(place, share)| (place.queue.clone(), plan::sharer(share, place).unwrap_or(OF_QUEUE).to_owned()))
+        .unzip();
+    if !queues.is_empty() {
+        let shares = sqlx::query!(
+            "select share.queue, share.name, had
+             from unnest($1::text[], $2::text[]) as asked (queue, name)
+             join jobs.share on share.queue = asked.queue and share.name = asked.name",
+            &queues,
+            &names,
+        )
+        .fetch_all(conn)
+        .await?;
+        books.shares.extend(shares.into_iter().map(|row| ((row.queue, row.name), row.had)));
+    }
+    Ok(())
 }
 
 fn of(books: &Books, is_asked_for: impl Fn(&Limits) -> bool) -> Vec<String> {
@@ -349,8 +405,13 @@ async fn jobs_of(
            cross join lateral (
              select id, rank
              from jobs.job
+             join jobs.queue on queue.name = job.queue
+             left join jobs.task on task.name = job.task
              where state = 'queued' and lane is not null and job.queue = place.queue and job.lane = place.lane
-               and task = any($3)
+               and job.task = any($3)
+               -- One that stands in a lane of earlier limits waits until it is in its own.
+               and lane is not distinct from
+                 jobs.lane(job.task, task.concurrency is not null, concurrency_key, owner_id, queue.is_keyed)
                and (queue_until is null or queue_until > $5) and (deadline_at is null or deadline_at > $5)
              order by rank
              limit $4
@@ -392,5 +453,8 @@ async fn jobs_of(
     for row in rows {
         enter(Place { queue: row.queue, lane: None }, row.rank, row.id);
     }
-    Ok(lanes.into_values().collect())
+    let mut lanes: Vec<Lane> = lanes.into_values().collect();
+    // Of the same rank, the older job comes first.
+    lanes.sort_by_key(|lane| lane.jobs.front().copied());
+    Ok(lanes)
 }

@@ -321,12 +321,12 @@ async fn claim(ground: &Ground, seat: &Seat, free: u32) -> Result<Claimed, Fail>
         start_jobs(&mut transaction, seat, chosen, free, now).await?
     };
     let is_full = claims.len() >= free as usize;
-    if !is_full {
+    if !is_full || !is_limited {
         // What is limited was left out by a claim that does not count, and one that counts may have no need to any more.
         ground.limits.look(&mut transaction).await?;
     }
     let token_in = admitted.as_ref().and_then(|admitted| admitted.token_in);
-    let is_changed = !is_full && ground.limits.is_limited() != is_limited;
+    let is_changed = ground.limits.is_limited() != is_limited;
     // Under limits, what was started may have left something that only waits for a token.
     let is_more = is_full || is_changed || (is_limited && !claims.is_empty());
     let next_look = if is_more { Duration::ZERO } else { token_in.map_or(LOOK_EVERY, |time| time.min(LOOK_EVERY)) };

@@ -41,8 +41,14 @@ pub(super) fn start(ground: &Arc<Ground>, tasks: &Tasks) {
         let stopping = stopping.clone();
         async move {
             let (mut known, mut looked_at, mut uncounted) = (None, Instant::now(), Duration::ZERO);
+            let mut seen = HashSet::new();
             while !stopping.is_cancelled() {
-                let found = find(&ground).await?;
+                let now = find(&ground).await?;
+                // A lane that is held up for less than a look is told as waiting for its turn: lanes of short jobs would
+                // write down little else.
+                let stays = |holdup: &&Holdup| holdup.lane.is_empty() || seen.contains(*holdup);
+                let found: HashSet<Holdup> = now.iter().filter(stays).cloned().collect();
+                seen = now;
                 uncounted += looked_at.elapsed();
                 looked_at = Instant::now();
                 count(&found, uncounted.as_secs());

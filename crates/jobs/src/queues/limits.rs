@@ -141,6 +141,11 @@ pub(super) async fn update(core: &Core, call: &Call, asked: UpdateQueueRequest) 
     let was = read(&mut transaction, &asked.name).await?.ok_or_else(not_found)?;
     let now = core.clock.now();
     let is = was.clone().changed(&asked.limits.unwrap_or_default(), &asked.fields)?;
+    let mut depths = depths(core, call.caller()?.narrowed_to("queues:read")).await?;
+    let depth = depths.remove(&asked.name).unwrap_or_default();
+    if is == was {
+        return Ok(is.into_proto(&depth));
+    }
     sqlx::query!(
         "update jobs.queue
          set concurrency = $2, key_concurrency = $3, rate_starts = $4, rate_seconds = $5, rate_burst = $6,
@@ -163,7 +168,16 @@ pub(super) async fn update(core: &Core, call: &Call, asked: UpdateQueueRequest) 
     .execute(&mut *transaction)
     .await?;
     // A bucket that was filled at another rate says nothing of this one.
-    sqlx::query!("delete from jobs.bucket where queue = $1", asked.name).execute(&mut *transaction).await?;
+    let rate = |row: &Row| (row.rate_starts, row.rate_seconds.map(f64::to_bits), row.rate_burst);
+    let key_rate = |row: &Row| (row.key_rate_starts, row.key_rate_seconds.map(f64::to_bits), row.key_rate_burst);
+    sqlx::query!(
+        "delete from jobs.bucket where queue = $1 and (key = '' and $2 or key <> '' and $3)",
+        asked.name,
+        rate(&was) != rate(&is),
+        key_rate(&was) != key_rate(&is),
+    )
+    .execute(&mut *transaction)
+    .await?;
     engine::lane_running(&mut transaction, Some(&asked.name)).await?;
     let mut act = Act::of(call, &acts::LIMIT_QUEUE, &asked.name);
     for ((field, was), (_, is)) in was.facts().into_iter().zip(is.facts()) {
@@ -172,7 +186,5 @@ pub(super) async fn update(core: &Core, call: &Call, asked: UpdateQueueRequest) 
     core.engine.ground.audit.record(&mut transaction, act).await?;
     transaction.commit().await?;
     core.engine.limits_changed();
-    let mut depths = depths(core, call.caller()?.narrowed_to("queues:read")).await?;
-    let depth = depths.remove(&asked.name).unwrap_or_default();
     Ok(is.into_proto(&depth))
 }

@@ -214,8 +214,11 @@ impl Surroundings {
         let limited = found.iter().filter(|pair| pair.is_limited == Some(true));
         let (queues, tasks): (Vec<String>, Vec<String>) =
             limited.map(|pair| (pair.queue.clone(), pair.task.clone())).unzip();
+        let queued = rows.iter().filter(|row| row.state == State::Queued.as_str());
+        let places: Vec<_> = queued.map(|row| (row.queue.clone(), row.lane.clone())).collect();
         if !queues.is_empty() {
-            surroundings.standing = Standing::of(&mut *core.pool.acquire().await?, &queues, &tasks, now).await?;
+            surroundings.standing =
+                Standing::of(&mut *core.pool.acquire().await?, &queues, &tasks, &places, now).await?;
         }
         for pair in found {
             if pair.has_room {

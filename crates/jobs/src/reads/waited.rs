@@ -12,8 +12,8 @@ use uuid::Uuid;
 
 /// States of one job that are looked at, the last ones: of one that was snoozed a thousand times the rest is not told.
 const STATES_MAX: i64 = 1_000;
-/// Hold-ups that are looked at.
-const HOLDUPS_MAX: i64 = 10_000;
+/// Hold-ups that are looked at, the last ones.
+const HOLDUPS_MAX: i64 = 1_000;
 
 /// As an event tells it.
 #[derive(Debug, Deserialize)]
@@ -74,7 +74,6 @@ pub(super) async fn waited(
             "scheduled" if told.attempt == 0 => "not_due",
             "scheduled" => "retry",
             "suspended" => "waiting_for_children",
-            "waiting" => "waiting_for_jobs",
             "queued" => {
                 queued.push(span);
                 continue;
@@ -89,6 +88,7 @@ pub(super) async fn waited(
                from jobs.holdup
                where queue = $1 and (task = '' or task = $2) and (lane = '' or lane = $3)
                  and from_at < $5 and (to_at is null or to_at > $4)
+               order by from_at desc
                limit $7"#,
             stand.queue,
             stand.task,

@@ -87,7 +87,7 @@ async fn a_queue_runs_as_many_as_it_allows() {
     assert_eq!(ids(&running), jobs[..2]);
     assert_eq!(reason(&user, &jobs[2]).await, "queue_limit");
     worker.succeed(&running[0], "{}").await;
-    assert_eq!(ids(&given(&house, &mut worker).await), jobs[2..3]);
+    assert_eq!(ids(&worker.assigned(1).await), jobs[2..3]);
     limit(&house, "default", &["concurrency"], QueueLimits::default()).await.unwrap();
     assert_eq!(ids(&given(&house, &mut worker).await), jobs[3..]);
 }
@@ -106,7 +106,7 @@ async fn a_named_key_runs_one_at_a_time_in_whichever_queue() {
     assert_eq!(reason(&operator, &two).await, "key_limit");
     assert_eq!(operator.job(&two).await.concurrency_key, "disk");
     worker.succeed(&running[0], "{}").await;
-    assert_eq!(ids(&given(&house, &mut worker).await), [two]);
+    assert_eq!(ids(&worker.assigned(1).await), [two]);
 }
 
 #[tokio::test]
@@ -122,7 +122,7 @@ async fn a_key_for_all_is_for_those_who_see_all() {
     let running = given(&house, &mut worker).await;
     assert_eq!(ids(&running), [one]);
     worker.succeed(&running[0], "{}").await;
-    assert_eq!(ids(&given(&house, &mut worker).await), [two]);
+    assert_eq!(ids(&worker.assigned(1).await), [two]);
 }
 
 #[tokio::test]
@@ -144,7 +144,7 @@ async fn each_owner_runs_as_many_as_a_key_may() {
     worker.succeed(&running[0], "{}").await;
     assert!(given(&house, &mut worker).await.is_empty());
     worker.succeed(&running[1], "{}").await;
-    assert_eq!(ids(&given(&house, &mut worker).await), more[..1]);
+    assert_eq!(ids(&worker.assigned(1).await), more[..1]);
 }
 
 #[tokio::test]
@@ -160,7 +160,7 @@ async fn what_waits_already_is_given_its_lane() {
     assert!(given(&house, &mut worker).await.is_empty());
     eventually(house.database.pool(), "select bool_and(lane is not null) from jobs.job where queue = 'default'").await;
     limit(&house, "default", &["key_concurrency"], QueueLimits::default()).await.unwrap();
-    assert_eq!(ids(&given(&house, &mut worker).await), jobs[1..]);
+    assert_eq!(ids(&worker.assigned(2).await), jobs[1..]);
 }
 
 #[tokio::test]
@@ -176,9 +176,24 @@ async fn a_task_runs_as_many_as_it_may_in_all_queues() {
     assert_eq!(ids(&running), [one, other]);
     assert_eq!(reason(&operator, &two).await, "task_limit");
     worker.succeed(&running[0], "{}").await;
-    assert_eq!(ids(&given(&house, &mut worker).await), [two]);
+    assert_eq!(ids(&worker.assigned(1).await), [two]);
     assert_eq!(limit_task(&house, "nobodys", Some(1)).await.unwrap_err().code(), "jobs.task_not_found");
     assert_eq!(limit_task(&house, "process", Some(0)).await.unwrap_err().code(), "jobs.invalid");
+}
+
+#[tokio::test]
+async fn a_limit_holds_for_what_waits_in_the_lanes_of_another() {
+    let house = House::new().await;
+    let operator = house.user(&["operator"]);
+    let mut worker = house.stranger_worker("").await;
+    let one = operator.submit(keyed("one")).await;
+    let _two = operator.submit(keyed("two")).await;
+    limit_task(&house, "work", Some(1)).await.unwrap();
+    worker.credit(10).await;
+    assert_eq!(ids(&worker.assigned(1).await), [one]);
+    let last = JobSpec { queue: Some("maintenance".to_owned()), ..spec("finish", "{}") };
+    let last = operator.submit(last).await;
+    assert_eq!(ids(&worker.assigned(1).await), [last]);
 }
 
 #[tokio::test]

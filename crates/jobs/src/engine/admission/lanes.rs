@@ -131,13 +131,25 @@ async fn lane_some(
     Ok(laned.map(|job| job.id))
 }
 
-/// Forgets buckets and shares that say nothing any more: a bucket that nobody has taken from for a month is full, and a
-/// share behind its queue's own time begins there.
+/// Forgets buckets and shares that say nothing any more: a bucket that is full again, or for which there is no rate, and a
+/// share behind its queue's own time, which begins there.
 pub(in crate::engine) async fn tidy(ground: &Ground, lead: Lead) -> Result<(), Fail> {
     let mut transaction = lead.begin(&ground.pool).await?;
     super::alone(&mut transaction).await?;
-    let month_ago = ground.clock.now() - TimeDelta::days(31);
-    sqlx::query!("delete from jobs.bucket where at < $1", month_ago).execute(&mut *transaction).await?;
+    sqlx::query!(
+        "delete from jobs.bucket
+         using jobs.queue
+         where queue.name = bucket.queue
+           and coalesce(
+             tokens + extract(epoch from $1 - at)
+               * case when key = '' then rate_starts / rate_seconds else key_rate_starts / key_rate_seconds end
+               >= case when key = '' then rate_burst else key_rate_burst end,
+             true
+           )",
+        ground.clock.now(),
+    )
+    .execute(&mut *transaction)
+    .await?;
     sqlx::query!(
         "delete from jobs.share
          using jobs.share as own

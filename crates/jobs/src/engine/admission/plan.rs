@@ -63,7 +63,7 @@ impl Place {
         self.lane.as_deref()?.split_once(' ').map(|(task, _)| task).filter(|task| !task.is_empty())
     }
 
-    fn key(&self) -> Option<&str> {
+    pub(super) fn key(&self) -> Option<&str> {
         self.lane.as_deref()?.split_once(' ').map(|(_, key)| key).filter(|key| !key.is_empty())
     }
 }
@@ -210,7 +210,7 @@ fn key_concurrency(limits: &Limits, key: &str) -> Option<u32> {
 
 /// Whose share a job of the place is. With `owner` that is who submitted it, whatever keys it names, so that nobody has
 /// more for naming many; a key for all owners is nobody's, and has a share of its own.
-fn sharer(share: Share, place: &Place) -> Option<&str> {
+pub(super) fn sharer(share: Share, place: &Place) -> Option<&str> {
     let key = place.key()?;
     match share {
         Share::None => None,
@@ -223,29 +223,28 @@ fn sharer(share: Share, place: &Place) -> Option<&str> {
     }
 }
 
-/// By which name a weight is given: an owner's id, or a key as its jobs name it.
+/// By which name a weight is given: an owner's id, `<owner>:<name>` for a key of its own, or a key for all as its jobs
+/// name it. A key's name alone would give the weight to whoever names a key so.
 fn weighed(name: &str) -> &str {
-    match name.split_once(':') {
-        Some(("k", rest)) => rest.split_once(':').map_or(rest, |(_, name)| name),
-        Some((_, rest)) => rest,
-        None => name,
-    }
+    name.split_once(':').map_or(name, |(_, rest)| rest)
 }
 
 /// Chooses up to `free` jobs. `books` are what is counted now, and stay as they are.
 pub(super) fn plan(books: &Books, lanes: Vec<Lane>, free: usize, now: DateTime<Utc>) -> Vec<Uuid> {
     let mut books = books.clone();
     let mut queues: HashMap<String, Vec<Group>> = HashMap::new();
+    let mut places: HashMap<(String, String), usize> = HashMap::new();
     let mut lanes = lanes;
     for (n, lane) in lanes.iter().enumerate() {
         let Some((rank, _)) = lane.jobs.front() else { continue };
         let share = books.queues.get(&lane.place.queue).map_or(Share::None, |limits| limits.share);
         let name = sharer(share, &lane.place).unwrap_or(OF_QUEUE);
         let groups = queues.entry(lane.place.queue.clone()).or_default();
-        match groups.iter_mut().find(|group| group.name == name) {
-            Some(group) => drop(group.lanes.insert((*rank, n))),
-            None => groups.push(Group { name: name.to_owned(), lanes: BTreeSet::from([(*rank, n)]) }),
-        }
+        let at = *places.entry((lane.place.queue.clone(), name.to_owned())).or_insert_with(|| {
+            groups.push(Group { name: name.to_owned(), lanes: BTreeSet::new() });
+            groups.len() - 1
+        });
+        groups[at].lanes.insert((*rank, n));
     }
     let mut chosen = Vec::new();
     while chosen.len() < free {

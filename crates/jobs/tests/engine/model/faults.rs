@@ -24,8 +24,7 @@ impl Driver {
         let Some(worker) = self.random.pick(&kept).cloned() else { return };
         let held = self.model.jobs.iter().filter(|(_, job)| job.holder.as_ref() == Some(&worker));
         let held: Vec<String> = held.map(|(id, _)| id.clone()).collect();
-        let is_lost = self.random.percent(50);
-        let lost = self.random.pick(&held).filter(|_| is_lost).cloned();
+        let lost = self.random.pick(&held).filter(|_| self.count.is_multiple_of(2)).cloned();
         self.say(format!("{worker} opens another stream, on which it knows nothing of {lost:?}"));
         self.reconnect(&worker).await;
         self.pulse(&worker, lost.as_deref()).await;
