@@ -102,7 +102,7 @@ async fn a_job_runs_as_the_owner_at_its_time_under_an_id_that_tells_it() {
             .expect("a row");
     assert_eq!(owner, user.id);
     // Later by its jitter, and never earlier than it was looked at.
-    let latest = (at(run) + TimeDelta::seconds(50)).max(house.clock.now());
+    let latest = (at(run) + chrono::TimeDelta::seconds(50)).max(house.clock.now());
     assert!((at(run)..=latest).contains(&run_at), "{run_at} of {}", at(run));
     let told = run.job_id.parse::<uuid::Uuid>().expect("an id").get_timestamp().expect("it tells a time").to_unix();
     assert_eq!(i64::try_from(told.0).expect("small"), at(run).timestamp());
