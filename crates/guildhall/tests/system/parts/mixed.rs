@@ -90,11 +90,13 @@ async fn what_was_accepted_ends_once_by_the_journals_whatever_is_killed() {
     }
     let (schedule, first) = clients[0].schedule().await;
 
-    let mut faults: Vec<Fault> = DEATHS.into_iter().chain(POINTS.into_iter().take(size.points)).collect();
+    let mut faults: Vec<Fault> = DEATHS.to_vec();
     faults.extend((0..size.at_random).map(|_| {
         let all = [DEATHS, POINTS].concat();
         all[random.below(all.len())]
     }));
+    // Last, since the death of a worker would also free what a crash at one of these has left behind.
+    faults.extend(&POINTS[..size.points]);
     let workers = Mutex::new(workers);
     for fault in faults {
         // Somewhere among what is asked meanwhile.

@@ -6,8 +6,8 @@ use chrono::TimeDelta;
 use kit::Fail;
 use proto::{
     jobs::{
-        AddBatchJobsRequest, CancelBatchRequest, CancelJobRequest, CloseBatchRequest, JobSpec, PauseQueueRequest,
-        ResumeQueueRequest, RetryJobRequest, queues_client::QueuesClient,
+        AddBatchJobsRequest, CancelBatchRequest, CancelJobRequest, CloseBatchRequest, JobSpec, JobState,
+        PauseQueueRequest, ResumeQueueRequest, RetryJobRequest, queues_client::QueuesClient,
     },
     worker::{AttemptRef, FanOutJob, FanOutRequest},
 };
@@ -37,15 +37,16 @@ impl Driver {
         match self.random.below(100) {
             0..14 => self.submit().await,
             14..34 => self.give_out().await,
-            34..56 => self.end_one().await,
-            56..61 => self.tell_late().await,
-            61..66 => self.cancel_one().await,
-            66..71 => self.retry_one().await,
+            34..54 => self.end_one().await,
+            54..59 => self.tell_late().await,
+            59..64 => self.cancel_one().await,
+            64..71 => self.retry_one().await,
             71..75 => self.make_batch().await,
             75..80 => self.change_batch().await,
             80..82 => self.pause_or_resume().await,
-            82..89 => self.wait_a_while().await,
-            89..93 => self.forget_one().await,
+            82..88 => self.wait_a_while().await,
+            88..91 => self.forget_one().await,
+            91..93 => self.lose_one_again_and_again().await,
             93..95 => self.lose_a_stream().await,
             95..96 => self.fall_silent(),
             96..97 => self.crash_while_submitting().await,
@@ -200,8 +201,10 @@ impl Driver {
     }
 
     async fn retry_one(&mut self) {
-        let is_final_wanted = self.random.percent(85);
+        let (is_final_wanted, is_child_wanted) = (self.random.percent(85), self.random.percent(50));
         let jobs = self.model.jobs.iter().filter(|(_, job)| job.is_final() == is_final_wanted);
+        let jobs =
+            jobs.filter(|(_, job)| !is_child_wanted || (job.batch.is_some() && job.state != JobState::Succeeded));
         let ids: Vec<String> = jobs.map(|(id, _)| id.clone()).collect();
         let Some(id) = self.random.pick(&ids).cloned() else { return };
         let expected = self.model.retry(&id);

@@ -1,22 +1,50 @@
 //! What goes wrong: workers forget, lose their streams and fall silent, and the process dies, also in the middle of a call.
 
 use chrono::TimeDelta;
-use proto::worker::AttemptRef;
+use proto::{jobs::JobState, worker::AttemptRef};
 
 use super::driver::Driver;
 
 impl Driver {
-    /// A worker does not know of an attempt any more; as a rule of one that was lost before.
-    pub(super) async fn forget_one(&mut self) {
+    /// A job at work whose worker is kept alive.
+    fn pick_held(&mut self) -> Option<String> {
         let kept = self.kept();
         let mut held = self.model.held();
         held.retain(|id| self.model.jobs[id].holder.as_ref().is_some_and(|holder| kept.contains(holder)));
-        let most = held.iter().map(|id| self.model.jobs[id].crashes).max();
-        held.retain(|id| Some(self.model.jobs[id].crashes) == most);
-        let Some(id) = self.random.pick(&held).cloned() else { return };
+        self.random.pick(&held).cloned()
+    }
+
+    /// A worker does not know of an attempt any more.
+    pub(super) async fn forget_one(&mut self) {
+        if let Some(id) = self.pick_held() {
+            self.forget(&id).await;
+        }
+    }
+
+    async fn forget(&mut self, id: &str) {
         self.say(format!("the worker of {id} forgets it"));
-        let worker = self.model.jobs[&id].holder.clone().unwrap();
-        self.pulse(&worker, Some(&id)).await;
+        let worker = self.model.jobs[id].holder.clone().unwrap();
+        self.pulse(&worker, Some(id)).await;
+    }
+
+    /// A job loses its worker whenever it is at work, until it is left alone.
+    pub(super) async fn lose_one_again_and_again(&mut self) {
+        let Some(id) = self.pick_held() else { return };
+        loop {
+            self.forget(&id).await;
+            self.agree().await;
+            if self.model.jobs[&id].state == JobState::Scheduled {
+                let wait = self.model.jobs[&id].run_at - self.model.now;
+                self.advance(wait).await;
+            }
+            let claimable = self.model.claimable();
+            if !claimable.iter().any(|(_, claimable)| *claimable == id) {
+                return;
+            }
+            let worker = self.a_hand().await;
+            self.say(format!("{worker} takes all there is"));
+            self.claim(&worker, claimable.len()).await;
+        }
     }
 
     pub(super) async fn lose_a_stream(&mut self) {
