@@ -91,6 +91,8 @@ async fn limit(core: &Core, call: &Call, asked: &UpdateTaskRequest) -> Result<Ta
         .await?
         .ok_or_else(not_found)?;
     if was == concurrency {
+        // Before anything else asks for a connection: others wait for this one's lock with theirs.
+        transaction.rollback().await?;
         return shown(core, &asked.name).await;
     }
     sqlx::query!(

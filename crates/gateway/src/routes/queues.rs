@@ -124,7 +124,8 @@ struct LimitChanges {
     /// Between whom places are shared: `owner` gives each owner as many starts as any other, `key` each key.
     #[serde(default)]
     share: Option<Share>,
-    /// How many times as much an owner, by its id, or a key, by its name, gets: 1 where it is not named.
+    /// How many times as much an owner gets, by its id, or a key, by `<owner id>:<name>` or, where it is everyone's, by its
+    /// name; 1 where it is not named.
     #[serde(default)]
     #[schemars(extend("maxProperties" = 1000))]
     weights: Option<BTreeMap<String, f64>>,

@@ -14,8 +14,8 @@
 //! | `parts` | the production shape: killed, stopped and asked one by one, it loses, doubles and lets in nothing |
 //! | `life` | starting, stopping and being asked wrongly |
 //!
-//! `GUILDHALL_TEST_LONG` runs the long form: 200 pictures, some 3,800 mixed jobs and more kills. `GUILDHALL_TEST_SEED` chooses the kills of
-//! `parts/mixed.rs`, as it prints.
+//! `GUILDHALL_TEST_LONG` runs the long form: 200 pictures, some 3,800 mixed jobs and more kills. `GUILDHALL_TEST_SEED`
+//! chooses the kills of `parts/mixed.rs`, as it prints.
 
 #![expect(clippy::print_stdout, reason = "a test tells what it measured, and the log of a house that failed it")]
 

@@ -107,25 +107,22 @@ pub(super) async fn admit(
     let mut books = count(conn, queues, tasks).await?;
     let names: Vec<String> = books.queues.keys().cloned().collect();
     fill_own(conn, &mut books, now).await?;
-    // The lanes of a queue that is held up as a whole need not be looked at.
-    let is_open = |queue: &&String| books.hindrance(&Place { queue: (*queue).clone(), lane: None }).is_none();
-    let open_names: Vec<String> = names.iter().filter(is_open).cloned().collect();
-    let mut places = lanes_of(conn, &open_names).await?;
+    let mut places = lanes_of(conn, &open(&books, &names)).await?;
     fill(conn, &mut books, &places, now).await?;
     // Jobs without a lane. In a queue of keys each has one, or gets it within moments.
     places.extend(names.into_iter().map(|queue| Place { queue, lane: None }));
     let mut token_in: Option<f64> = None;
-    let mut open = Vec::new();
+    let mut free_places = Vec::new();
     for place in places {
         match books.hindrance(&place) {
-            None => open.push(place),
+            None => free_places.push(place),
             Some(hindrance) => {
                 let seconds = books.token_in(&place, hindrance);
                 token_in = [token_in, seconds].into_iter().flatten().reduce(f64::min);
             }
         }
     }
-    let lanes = jobs_of(conn, open, &books, tasks, free, now).await?;
+    let lanes = jobs_of(conn, free_places, &books, tasks, free, now).await?;
     let jobs = plan::plan(&books, lanes, free as usize, now);
     let token_in = token_in.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
     Ok(Admitted { jobs, token_in, books })
@@ -229,7 +226,7 @@ pub(super) async fn held_up(
         sqlx::query_scalar!("select name from jobs.task where concurrency is not null").fetch_all(&mut *conn).await?;
     let mut books = count(conn, &queues, &tasks).await?;
     fill_own(conn, &mut books, now).await?;
-    let mut places = lanes_of(conn, &queues).await?;
+    let mut places = lanes_of(conn, &open(&books, &queues)).await?;
     fill(conn, &mut books, &places, now).await?;
     places.extend(queues.into_iter().map(|queue| Place { queue, lane: None }));
     let held = places.into_iter().filter_map(|place| {
@@ -346,6 +343,12 @@ async fn fill(conn: &mut PgConnection, books: &mut Books, places: &[Place], now:
         books.shares.extend(shares.into_iter().map(|row| ((row.queue, row.name), row.had)));
     }
     Ok(())
+}
+
+/// Of these queues those that are not held up as a whole: the lanes of the others need not be looked at.
+fn open(books: &Books, queues: &[String]) -> Vec<String> {
+    let is_open = |queue: &&String| books.hindrance(&Place { queue: (*queue).clone(), lane: None }).is_none();
+    queues.iter().filter(is_open).cloned().collect()
 }
 
 fn of(books: &Books, is_asked_for: impl Fn(&Limits) -> bool) -> Vec<String> {

@@ -321,10 +321,9 @@ async fn claim(ground: &Ground, seat: &Seat, free: u32) -> Result<Claimed, Fail>
         start_jobs(&mut transaction, seat, chosen, free, now).await?
     };
     let is_full = claims.len() >= free as usize;
-    if !is_full || !is_limited {
-        // What is limited was left out by a claim that does not count, and one that counts may have no need to any more.
-        ground.limits.look(&mut transaction).await?;
-    }
+    // What is limited was left out by a claim that does not count, and one that counts may have no need to any more. A full one
+    // looks, too: behind a long backlog none is anything else.
+    ground.limits.look(&mut transaction).await?;
     let token_in = admitted.as_ref().and_then(|admitted| admitted.token_in);
     let is_changed = ground.limits.is_limited() != is_limited;
     // Under limits, what was started may have left something that only waits for a token.
@@ -404,7 +403,12 @@ async fn start_jobs(
            order by next.rank
            limit $3
          ), chosen as (
-           select id from jobs.job where id = any($7) and state = 'queued' order by id for update skip locked
+           select id
+           from jobs.job
+           where id = any($7) and state = 'queued'
+             and not exists (select from jobs.queue where queue.name = job.queue and paused_at is not null)
+           order by id
+           for update skip locked
          )
          update jobs.job
          set state = 'running', attempt = attempt + 1, token = nextval('jobs.attempt_token'), worker_id = $4,

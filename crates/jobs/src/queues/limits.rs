@@ -141,10 +141,10 @@ pub(super) async fn update(core: &Core, call: &Call, asked: UpdateQueueRequest) 
     let was = read(&mut transaction, &asked.name).await?.ok_or_else(not_found)?;
     let now = core.clock.now();
     let is = was.clone().changed(&asked.limits.unwrap_or_default(), &asked.fields)?;
-    let mut depths = depths(core, call.caller()?.narrowed_to("queues:read")).await?;
-    let depth = depths.remove(&asked.name).unwrap_or_default();
     if is == was {
-        return Ok(is.into_proto(&depth));
+        // Before anything else asks for a connection: others wait for this one's lock with theirs.
+        transaction.rollback().await?;
+        return shown(core, call, is).await;
     }
     sqlx::query!(
         "update jobs.queue
@@ -186,5 +186,11 @@ pub(super) async fn update(core: &Core, call: &Call, asked: UpdateQueueRequest) 
     core.engine.ground.audit.record(&mut transaction, act).await?;
     transaction.commit().await?;
     core.engine.limits_changed();
-    Ok(is.into_proto(&depth))
+    shown(core, call, is).await
+}
+
+async fn shown(core: &Core, call: &Call, row: Row) -> Result<Queue, Fail> {
+    let mut depths = depths(core, call.caller()?.narrowed_to("queues:read")).await?;
+    let depth = depths.remove(&row.name).unwrap_or_default();
+    Ok(row.into_proto(&depth))
 }

@@ -280,6 +280,48 @@ async fn two_replicas_keep_a_limit_of_one() {
 }
 
 #[tokio::test]
+async fn what_is_limited_is_not_passed_over_for_as_long_as_there_is_other_work() {
+    let house = House::new().await;
+    let other = house.beside().await;
+    let (here, there) = house.user_at_both(&other);
+    let mut worker = house.worker(2).await;
+    // A claim that finds less than it may: this replica knows that nothing is limited. From the next one on all are full.
+    for _ in 0..2 {
+        let job = here.submit(spec("work", "{}")).await;
+        assert_eq!(ids(&worker.assigned(1).await), [job]);
+    }
+    many(&here, 10).await;
+    // Before all of them, and known to the other replica alone.
+    let limited = JobSpec { priority: Some(100), queue: Some("maintenance".to_owned()), ..keyed("disk") };
+    let limited = there.submit(limited).await;
+    worker.credit(1).await;
+    let mut order = Vec::new();
+    while !order.contains(&limited) {
+        let assignment = worker.next_assigned().await;
+        order.push(id(&assignment));
+        worker.succeed(&assignment, "{}").await;
+        worker.credit(1).await;
+    }
+    assert!(order.len() <= 2, "it came as number {}", order.len());
+}
+
+#[tokio::test]
+async fn a_limit_that_is_set_again_gives_no_new_burst() {
+    let house = House::new().await;
+    let user = house.user(&["operator"]);
+    let rate = Some(Rate { starts: 1, seconds: 60.0, burst: None });
+    let again = || limit(&house, "default", &["rate"], QueueLimits { rate, ..QueueLimits::default() });
+    again().await.unwrap();
+    let mut worker = house.worker(5).await;
+    let jobs = many(&user, 2).await;
+    assert_eq!(ids(&given(&house, &mut worker).await), jobs[..1]);
+    again().await.unwrap();
+    let share = QueueLimits { share: "owner".to_owned(), ..QueueLimits::default() };
+    limit(&house, "default", &["share"], share).await.unwrap();
+    assert!(given(&house, &mut worker).await.is_empty());
+}
+
+#[tokio::test]
 async fn limits_that_cannot_be_are_refused_at_their_place() {
     let house = House::new().await;
     let limits = QueueLimits {

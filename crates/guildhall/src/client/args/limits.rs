@@ -23,7 +23,8 @@ pub(crate) struct QueueLimit {
     /// Between whom its places are shared fairly
     #[arg(long, value_parser = ["none", "owner", "key"])]
     pub(crate) share: Option<String>,
-    /// How many times as much an owner, by its id, or a key gets; may be repeated, and replaces all that was set
+    /// How many times as much an owner gets, by its id, or a key, by OWNER:KEY or, where it is everyone's, by KEY; may be
+    /// repeated, and replaces all that was set
     #[arg(long, value_name = "NAME=WEIGHT", value_parser = weight)]
     pub(crate) weight: Vec<(String, f64)>,
 }

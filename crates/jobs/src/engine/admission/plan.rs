@@ -160,8 +160,8 @@ impl Books {
                 format!("As many jobs of the task `{}` run as may run at once.", place.task().unwrap_or_default())
             }
             Hindrance::KeyLimit => "As many jobs of its key run as may run at once.".to_owned(),
-            Hindrance::Rate => format!("The queue `{queue}` has started as many jobs as it may for now."),
-            Hindrance::KeyRate => "As many jobs of its key have started as may for now.".to_owned(),
+            Hindrance::Rate => format!("As many jobs of the queue `{queue}` have started as its rate lets."),
+            Hindrance::KeyRate => "As many jobs of its key have started as their rate lets.".to_owned(),
         }
     }
 
