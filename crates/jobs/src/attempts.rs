@@ -16,7 +16,7 @@ use uuid::Uuid;
 use crate::{
     Core,
     batches::{self, BATCH_JOBS_MAX, NewBatch},
-    engine::{NewJob, Place, RetryOn, Telling},
+    engine::{After, NewJob, Place, RetryOn, Telling},
     files, submissions,
 };
 
@@ -223,6 +223,7 @@ fn child(core: &Core, held: &Held, batch: Uuid, ordinal: i32, job: FanOutJob, qu
         retry_on: RetryOn::default(),
         concurrency_key: None,
         unique: None,
+        after: After::default(),
         tags: Vec::new(),
         args: job.args_json,
         place: Place::Child { batch, ordinal },

@@ -164,6 +164,7 @@ async fn create(core: &Core, call: &Call, asked: CreateBatchRequest) -> Result<B
     let now = core.clock.now();
     let id = core.clock.new_id();
     let prepared = prepare(core, call, &asked, id).await;
+    let are_some_waiting = prepared.as_ref().is_ok_and(|(jobs, _)| jobs.iter().any(|job| !job.after.is_empty()));
     let (finalize, is_open) = (asked.finalize, asked.open);
     let owner = caller.subject;
     let ground = Arc::clone(&core.engine.ground);
@@ -184,7 +185,7 @@ async fn create(core: &Core, call: &Call, asked: CreateBatchRequest) -> Result<B
         })
     })
     .await?;
-    core.engine.after(vec![id], true);
+    core.engine.ground.took_in(vec![id], are_some_waiting);
     Ok(Batch { replayed: is_replayed, ..show(core, caller, &created.id).await? })
 }
 
@@ -323,6 +324,7 @@ async fn add_jobs(core: &Core, call: &Call, asked: AddBatchJobsRequest) -> Resul
         ordinal: i32::try_from(n).unwrap_or(i32::MAX),
     })
     .await;
+    let are_some_waiting = prepared.as_ref().is_ok_and(|jobs| jobs.iter().any(|job| !job.after.is_empty()));
     let clock = core.clock.clone();
     let _told = span::transaction("jobs.add_to_batch");
     let transaction = core.pool.begin().await?;
@@ -348,7 +350,7 @@ async fn add_jobs(core: &Core, call: &Call, asked: AddBatchJobsRequest) -> Resul
             })
         })
         .await?;
-    core.engine.after(vec![batch], true);
+    core.engine.ground.took_in(vec![batch], are_some_waiting);
     Ok(SubmitJobsResponse { replayed: is_replayed, ..answer })
 }
 

@@ -38,7 +38,9 @@ pub(crate) async fn get_job(core: &Core, caller: &Caller, id: &str) -> Result<Jo
              worker_id, started_at, progress_percent, progress_stage, progress_message, error_kind, error_message,
              error_retryable, batch_id, child_batch_id, tags as "tags!", args as "args!", result, since as "since!",
              created_at as "created_at!", finished_at, queue_until, deadline_at, cancel_asked_at, cancel_asked_by,
-             cancel_reason, concurrency_key, lane, unique_key
+             cancel_reason, concurrency_key, lane, unique_key,
+             array(select after_id from jobs.dependency where job_id = any_job.id order by after_id) as "after!",
+             (select needs from jobs.dependency where job_id = any_job.id limit 1) as after_needs
            from jobs.any_job
            where id = $1 and ($2::uuid is null or owner_id = $2)"#,
         id,
@@ -146,7 +148,9 @@ impl<'a> Filter<'a> {
             "select id, owner_id, task, queue, state, priority, run_at, attempt, max_attempts, worker_id, started_at,
                progress_percent, progress_stage, progress_message, error_kind, error_message, error_retryable, batch_id,
                child_batch_id, tags, args, result, since, created_at, finished_at, queue_until, deadline_at,
-               cancel_asked_at, cancel_asked_by, cancel_reason, concurrency_key, lane, unique_key
+               cancel_asked_at, cancel_asked_by, cancel_reason, concurrency_key, lane, unique_key,
+               array(select after_id from jobs.dependency where job_id = any_job.id order by after_id) as after,
+               (select needs from jobs.dependency where job_id = any_job.id limit 1) as after_needs
              from jobs.any_job
              where true",
         );

@@ -21,7 +21,7 @@ pub(crate) use writing::{Submission, Taken, write};
 
 use crate::{
     Core, SCHEMA,
-    engine::{Backoff, NewJob, Place, RetryOn, Unique},
+    engine::{After, Backoff, Nameable, NewJob, Place, RetryOn, Unique},
 };
 
 /// Jobs that one call may bring.
@@ -93,12 +93,14 @@ pub(crate) async fn check(
         ));
     }
     let now = core.clock.now();
+    let ids = specs.iter().map(|_| core.clock.new_id()).collect();
+    let nameable = Nameable::of(&core.pool, caller, &specs, ids).await?;
     let mut jobs = Vec::with_capacity(specs.len());
     let mut violations = Vec::new();
     let mut forbidden = Vec::new();
     for (n, spec) in specs.into_iter().enumerate() {
         let at = format!("/jobs/{n}");
-        match check_one(core, caller, origin, spec, place(n), &at, now, &mut forbidden).await? {
+        match check_one(core, caller, origin, spec, (n, &nameable), place(n), &at, now, &mut forbidden).await? {
             Ok(job) => jobs.push(job),
             Err(faults) => violations.extend(faults),
         }
@@ -121,6 +123,7 @@ async fn check_one(
     caller: &Caller,
     origin: &Origin,
     spec: JobSpec,
+    (n, nameable): (usize, &Nameable),
     place: Place,
     at: &str,
     now: DateTime<Utc>,
@@ -209,6 +212,10 @@ async fn check_one(
             });
         }
     }
+    let after = After::parse(&spec, nameable, n, at).unwrap_or_else(|faults| {
+        violations.extend(faults);
+        After::default()
+    });
     let mut task_queue = String::new();
     let args = if spec.args_json.is_empty() { "{}" } else { &spec.args_json };
     if args.len() > ARGS_BYTES_MAX {
@@ -250,7 +257,7 @@ async fn check_one(
         return Ok(Err(violations));
     }
     Ok(Ok(NewJob {
-        id: core.clock.new_id(),
+        id: nameable.own[n],
         owner_id: origin.owner,
         task: spec.task,
         queue,
@@ -270,6 +277,7 @@ async fn check_one(
         args: args.to_owned(),
         place,
         unique,
+        after,
         request_id: origin.request_id.clone(),
         traceparent: origin.traceparent.clone(),
     }))

@@ -15,7 +15,7 @@ async fn a_job_is_passed_on_whole_and_answered_as_the_contract_shows_it() {
     let body = json!({
         "task": "demo_echo", "args": {"value": [1, null, "x"]}, "queue": "default", "priority": 60,
         "run_at": "2030-01-02T03:04:05.5+01:00", "max_attempts": 7, "attempt_timeout_s": 12.5, "tags": ["a"],
-        "queue_timeout_s": 30, "deadline_s": 60.5, "concurrency_key": "disk",
+        "queue_timeout_s": 30, "deadline_s": 60.5, "concurrency_key": "disk", "after": ["#0"], "after_needs": "ended",
         "retry_on": {"invalid_input": true, "provider": {"kind": "fixed", "seconds": 3}, "timeout": false},
         "backoff": {"kind": "list", "seconds": [1, 2.5], "seconds_max": 9, "jitter": 0.1}
     });
@@ -26,6 +26,8 @@ async fn a_job_is_passed_on_whole_and_answered_as_the_contract_shows_it() {
     assert_eq!(
         names,
         [
+            "after",
+            "after_needs",
             "args",
             "attempt",
             "batch_id",
@@ -67,6 +69,7 @@ async fn a_job_is_passed_on_whole_and_answered_as_the_contract_shows_it() {
     assert_eq!((run_at.seconds, run_at.nanos), (1_893_549_845, 500_000_000));
     let backoff = seen.backoff.unwrap();
     assert_eq!((backoff.kind.as_str(), backoff.seconds), ("list", vec![1.0, 2.5]));
+    assert_eq!((seen.after, seen.after_needs.as_str()), (vec!["#0".to_owned()], "ended"));
     assert_eq!((seen.queue_timeout_s, seen.deadline_s), (Some(30.0), Some(60.5)));
     let rules: Vec<_> = seen.retry_on.iter().map(|rule| (rule.error_kind.as_str(), rule.retry)).collect();
     assert_eq!(rules, [("invalid_input", true), ("provider", true), ("timeout", false)]);

@@ -133,6 +133,12 @@ pub(crate) struct JobSubmit {
     /// Seconds that all attempts may take together
     #[arg(long, value_name = "SECONDS")]
     pub(crate) deadline: Option<f64>,
+    /// A job that has to succeed before it starts; may be given several times
+    #[arg(long, value_name = "ID")]
+    pub(crate) after: Vec<String>,
+    /// How those jobs have to end
+    #[arg(long, requires = "after", value_parser = ["succeeded", "ended"])]
+    pub(crate) after_needs: Option<String>,
     /// A word to find it by; may be given several times
     #[arg(long = "tag", value_name = "TAG")]
     pub(crate) tags: Vec<String>,

@@ -53,6 +53,8 @@ pub(super) struct Job {
     pub(super) deadline_at: Option<DateTime<Utc>>,
     pub(super) cancel_asked: Option<CancelAsked>,
     pub(super) unique_key: Option<String>,
+    #[serde(default)]
+    pub(super) after: Vec<String>,
     /// Of an answer to a submission: it was there before.
     #[serde(default)]
     pub(super) existing: bool,
@@ -173,6 +175,8 @@ async fn submit(api: &Api, submit: &JobSubmit, args: Value, screen: &Screen) -> 
         ("queue_timeout_s", submit.queue_timeout.map(|seconds| json!(seconds))),
         ("deadline_s", submit.deadline.map(|seconds| json!(seconds))),
         ("max_attempts", submit.max_attempts.map(|count| json!(count))),
+        ("after", (!submit.after.is_empty()).then(|| json!(submit.after))),
+        ("after_needs", submit.after_needs.as_ref().map(|needs| json!(needs))),
         ("tags", (!submit.tags.is_empty()).then(|| json!(submit.tags))),
         ("unique_key", submit.unique.unique_key.as_ref().map(|key| json!(key))),
         ("unique", uniqueness(&submit.unique)),
@@ -290,6 +294,7 @@ async fn show(api: &Api, id: &str, screen: &Screen) -> Result<Outcome, Error> {
                 ("concurrency key", job.concurrency_key.clone()),
                 ("tags", job.tags.clone().filter(|tags| !tags.is_empty()).map(|tags| tags.join(", "))),
                 ("unique key", job.unique_key.clone()),
+                ("runs after", (!job.after.is_empty()).then(|| job.after.join(", "))),
                 ("worker", job.worker_id.clone().filter(|id| !id.is_empty())),
                 ("batch", job.batch_id.clone().filter(|id| !id.is_empty())),
                 ("made batch", job.child_batch_id.clone().filter(|id| !id.is_empty())),

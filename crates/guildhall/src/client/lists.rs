@@ -129,7 +129,7 @@ async fn list_queues(api: &Api, screen: &Screen) -> Result<Outcome, Error> {
         queues.items.iter().for_each(|queue| screen.print(&words::plain(&queue.name)));
         return Ok(Outcome::Done);
     }
-    const SHOWN: [&str; 5] = ["queued", "running", "cancelling", "scheduled", "suspended"];
+    const SHOWN: [&str; 6] = ["queued", "running", "cancelling", "scheduled", "waiting", "suspended"];
     let columns = [Column::flexible("queue"), Column::left("is")].into_iter().chain(SHOWN.map(Column::right));
     let mut table = Table::new(columns.collect::<Vec<_>>());
     for queue in &queues.items {

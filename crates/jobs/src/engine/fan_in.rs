@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::{
     Ground,
     batch_row::{self, BatchRow},
+    dependencies::After,
     events::Telling,
     finalizes::{self, Round},
     finish::Fault,
@@ -117,6 +118,7 @@ pub(crate) async fn settle(
                         deadline_s: None,
                         retry_on: RetryOn::default(),
                         unique: None,
+                        after: After::default(),
                         attempt_timeout_s: ground.settings.attempt_timeout_s,
                         backoff: None,
                         tags: Vec::new(),

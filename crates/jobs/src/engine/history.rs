@@ -145,7 +145,7 @@ fn parse(name: &str) -> Option<(&'static str, NaiveDate)> {
 }
 
 /// The least UUIDv7 of a day: its first millisecond, and nothing after it.
-fn floor(day: NaiveDate) -> Uuid {
+pub(super) fn floor(day: NaiveDate) -> Uuid {
     let at: DateTime<Utc> = day.and_time(NaiveTime::MIN).and_utc();
     let millis = u64::try_from(at.timestamp_millis()).unwrap_or(0);
     let mut bytes = [0; 16];

@@ -37,7 +37,7 @@ async fn measure(ground: &Ground, told: &mut Told) -> Result<(), Fail> {
     let depths = sqlx::query!(
         r#"select queue.name as "name!", state.name as "state!", coalesce(depth, 0) as "depth!", oldest
            from jobs.queue
-           cross join unnest(array['scheduled', 'queued', 'running', 'suspended', 'cancelling']) as state (name)
+           cross join unnest(array['waiting', 'scheduled', 'queued', 'running', 'suspended', 'cancelling']) as state (name)
            left join (
              select queue, state, count(*) as depth, min(run_at) as oldest from jobs.job group by queue, state
            ) as live on live.queue = queue.name and live.state = state.name"#,

@@ -5,6 +5,7 @@ mod admission;
 mod backoff;
 mod batch_row;
 mod cancel;
+mod dependencies;
 mod dispatch;
 mod events;
 mod expiry;
@@ -45,6 +46,7 @@ use uuid::Uuid;
 pub(crate) use admission::{Standing, alone as admit_alone, lane_running};
 pub(crate) use backoff::Backoff;
 pub(crate) use cancel::close_within;
+pub(crate) use dependencies::{After, Nameable};
 pub(crate) use dispatch::Seat;
 pub(crate) use events::Telling;
 pub(crate) use finalizes::list as list_finalizes;
@@ -91,14 +93,14 @@ pub(crate) struct Ground {
     cancels: Notify,
     /// Limits have changed, and waiting jobs are to follow.
     lanes: Notify,
-    /// Some batch is to be cancelled or retried, which the leader sees to.
+    /// Some batch is to be cancelled or retried, or some job waits for others, which the leader sees to.
     bites: Notify,
 }
 
 impl Ground {
-    /// New jobs are durable.
-    pub(crate) fn took_in(&self, streams: Vec<Uuid>) {
-        self.after(&Aftermath { streams, has_work: true, has_cancels: false });
+    /// New jobs are durable; whether some of them wait for others.
+    pub(crate) fn took_in(&self, streams: Vec<Uuid>, are_some_waiting: bool) {
+        self.after(&Aftermath { streams, has_work: true, has_cancels: are_some_waiting });
     }
 
     /// Wakes whoever waits for what a transaction has made durable, here and in the other replicas.

@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::{
     Ground,
     batch_row::{self, BatchRow},
+    dependencies,
     events::Telling,
     fan_in::BatchChange,
     finalizes,
@@ -71,6 +72,11 @@ pub(super) async fn job(ground: &Ground, id: Uuid, act: Act) -> Result<(), Fail>
     if !was.may_become(State::Queued) {
         return Err(Fail::conflict("jobs.already_succeeded", "It has succeeded; there is nothing to retry."));
     }
+    if let Some(refusal) = dependencies::refusal(&mut transaction, id).await? {
+        return Err(refusal);
+    }
+    let waiting = dependencies::ask_again(&mut transaction, &[id]).await?;
+    let is = if waiting.is_empty() { State::Queued } else { State::Waiting };
     let mut telling = Telling::default();
     if let Some(batch) = past.batch_id {
         open_for(&mut transaction, batch, &past, was, &mut telling).await?;
@@ -79,13 +85,13 @@ pub(super) async fn job(ground: &Ground, id: Uuid, act: Act) -> Result<(), Fail>
         let own = Holding::new(id, past.owner_id, past.is_unique_for_all, &past.task, key);
         unique::take_again(&mut transaction, own, hold, now).await?;
     }
-    let word = queue_again(&mut transaction, &[past], now, &mut telling).await?;
+    let word = queue_again(&mut transaction, &[past], &waiting, now, &mut telling).await?;
     outbox::write(&mut transaction, SCHEMA, &word, &ground.clock, None).await?;
-    let act = act.before("state", was.as_str()).after("state", State::Queued.as_str());
+    let act = act.before("state", was.as_str()).after("state", is.as_str());
     ground.audit.record(&mut transaction, act).await?;
     let streams = telling.append(&mut transaction, now).await?;
     transaction.commit().await?;
-    ground.after(&Aftermath { streams, has_work: true, has_cancels: false });
+    ground.after(&Aftermath { streams, has_work: true, has_cancels: !waiting.is_empty() });
     Ok(())
 }
 
@@ -220,6 +226,8 @@ async fn bite(ground: &Ground, mut transaction: Transaction<'static, Postgres>, 
     )
     .fetch_all(&mut *transaction)
     .await?;
+    let ids: Vec<Uuid> = found.iter().map(|past| past.id).collect();
+    let waiting = dependencies::ask_again(&mut transaction, &ids).await?;
     let Some(mut row) = batch_row::lock(&mut transaction, &[batch]).await?.pop() else { return Ok(false) };
     if row.retry_states.as_ref() != Some(&asked.states) || row.retry_after != Some(asked.after) {
         // Somebody else has taken this bite, or asked for more, or a cancel came before it.
@@ -234,47 +242,52 @@ async fn bite(ground: &Ground, mut transaction: Transaction<'static, Postgres>, 
     let mut telling = Telling::default();
     telling.batch(batch, row.to_event());
     batch_row::write(&mut transaction, &[row]).await?;
-    let word = queue_again(&mut transaction, &found, now, &mut telling).await?;
+    let word = queue_again(&mut transaction, &found, &waiting, now, &mut telling).await?;
     outbox::write(&mut transaction, SCHEMA, &word, &ground.clock, None).await?;
     // It may be complete now: what the earlier bites have queued again may have ended.
     let changes = BTreeMap::from([(batch, BatchChange::default())]);
     let mut aftermath = steps::carry_out(ground, &mut transaction, Vec::new(), changes, telling, now).await?;
     aftermath.has_work |= !found.is_empty();
+    aftermath.has_cancels |= !waiting.is_empty();
     transaction.commit().await?;
     ground.after(&aftermath);
     crash_point("batch-retry-bite");
     Ok(is_more)
 }
 
-/// Moves jobs from the history back into their queues, under their ids. Their attempts are counted on, and each is granted
+/// Moves jobs from the history back into their queues, under their ids; those that run after others wait for these. Their attempts are counted on, and each is granted
 /// `max_attempts` and all its time anew. Gives what is to be told of them outside.
 async fn queue_again(
     conn: &mut PgConnection,
     jobs: &[Past],
+    waiting: &[Uuid],
     now: DateTime<Utc>,
     telling: &mut Telling,
 ) -> Result<Vec<outbox::Event>, Fail> {
     let ids: Vec<Uuid> = jobs.iter().map(|past| past.id).collect();
+    let state = |past: &Past| if waiting.contains(&past.id) { State::Waiting } else { State::Queued };
+    let states: Vec<_> = jobs.iter().map(|past| state(past).as_str().to_owned()).collect();
     let ranks: Vec<_> = jobs.iter().map(|past| rank(now, u8::try_from(past.priority).unwrap_or_default())).collect();
     sqlx::query!(
         "insert into jobs.job (id, owner_id, task, queue, state, priority, run_at, rank, attempt, attempts_until,
            max_attempts, attempt_timeout_s, backoff, token, started_at, batch_id, ordinal, is_finalize, events, request_id,
            traceparent, tags, args, since, created_at, queue_timeout_s, queue_until, deadline_s, deadline_at, retry_on,
            concurrency_key, lane, unique_key, is_unique_for_all, unique_hold)
-         select past.id, owner_id, past.task, past.queue, 'queued', priority, $2, again.rank, attempt, attempt + max_attempts,
+         select past.id, owner_id, past.task, past.queue, again.state, priority, $2, again.rank, attempt, attempt + max_attempts,
            max_attempts, attempt_timeout_s, backoff, 0, started_at, batch_id, ordinal, is_finalize, events + 1, request_id,
            traceparent, tags, args, $2, created_at, queue_timeout_s,
-           $2::timestamptz + make_interval(secs => queue_timeout_s), deadline_s,
-           $2::timestamptz + make_interval(secs => deadline_s), retry_on, concurrency_key,
+           case when again.state = 'queued' then $2::timestamptz + make_interval(secs => queue_timeout_s) end, deadline_s,
+           case when again.state = 'queued' then $2::timestamptz + make_interval(secs => deadline_s) end, retry_on, concurrency_key,
            jobs.lane(past.task, task.concurrency is not null, concurrency_key, owner_id, queue.is_keyed), unique_key,
            is_unique_for_all, unique_hold
          from jobs.job_history as past
-         join unnest($1::uuid[], $3::timestamptz[]) as again (id, rank) on again.id = past.id
+         join unnest($1::uuid[], $3::timestamptz[], $4::text[]) as again (id, rank, state) on again.id = past.id
          left join jobs.queue on queue.name = past.queue
          left join jobs.task on task.name = past.task",
         &ids,
         now,
         &ranks,
+        &states,
     )
     .execute(&mut *conn)
     .await?;
@@ -289,13 +302,13 @@ async fn queue_again(
     sqlx::query!("delete from jobs.job_history where id = any($1)", &ids).execute(conn).await?;
     let mut word = Vec::with_capacity(jobs.len());
     for past in jobs {
-        telling.state(past.id, past.events + 1, past.batch_id, State::Queued, past.attempt);
+        telling.state(past.id, past.events + 1, past.batch_id, state(past), past.attempt);
         let changed = proto::events::JobChanged {
             job_id: past.id.to_string(),
             owner_id: past.owner_id.to_string(),
             task: past.task.clone(),
             queue: past.queue.clone(),
-            state: State::Queued.as_str().to_owned(),
+            state: state(past).as_str().to_owned(),
             attempt: past.attempt.unsigned_abs(),
             batch_id: past.batch_id.map(|id| id.to_string()).unwrap_or_default(),
             error_kind: String::new(),

@@ -9,6 +9,8 @@ use proto::jobs::JobState;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum State {
+    /// Waits for the end of other jobs.
+    Waiting,
     /// Waits for its `run_at`; a retry waits here too.
     Scheduled,
     /// May start as soon as a worker has a slot.
@@ -26,10 +28,13 @@ pub(crate) enum State {
     Expired,
 }
 
-use State::{Cancelled, Cancelling, Expired, Failed, Queued, Running, Scheduled, Succeeded, Suspended};
+use State::{Cancelled, Cancelling, Expired, Failed, Queued, Running, Scheduled, Succeeded, Suspended, Waiting};
 
 /// Every move there is, with what makes it.
 pub(crate) const MOVES: &[(State, State, &str)] = &[
+    (Waiting, Queued, "the jobs that it runs after have ended as they have to"),
+    (Waiting, Scheduled, "the same, and its `run_at` is later"),
+    (Waiting, Cancelled, "cancelled, or a job that it runs after did not end as it has to"),
     (Scheduled, Queued, "its time has come"),
     (Scheduled, Cancelled, "cancelled"),
     (Scheduled, Expired, "its deadline is over"),
@@ -58,14 +63,18 @@ pub(crate) const MOVES: &[(State, State, &str)] = &[
     (Failed, Queued, "retried by hand"),
     (Cancelled, Queued, "retried by hand"),
     (Expired, Queued, "retried by hand"),
+    (Failed, Waiting, "retried by hand, and a job that it runs after has not ended as it has to"),
+    (Cancelled, Waiting, "the same"),
+    (Expired, Waiting, "the same"),
 ];
 
 impl State {
-    pub(crate) const ALL: [Self; 9] =
-        [Scheduled, Queued, Running, Suspended, Cancelling, Succeeded, Failed, Cancelled, Expired];
+    pub(crate) const ALL: [Self; 10] =
+        [Waiting, Scheduled, Queued, Running, Suspended, Cancelling, Succeeded, Failed, Cancelled, Expired];
 
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
+            Waiting => "waiting",
             Scheduled => "scheduled",
             Queued => "queued",
             Running => "running",
@@ -88,6 +97,7 @@ impl State {
 
     pub(crate) const fn to_proto(self) -> JobState {
         match self {
+            Waiting => JobState::Waiting,
             Scheduled => JobState::Scheduled,
             Queued => JobState::Queued,
             Running => JobState::Running,
@@ -103,6 +113,7 @@ impl State {
     pub(crate) const fn from_proto(state: JobState) -> Option<Self> {
         Some(match state {
             JobState::Unspecified => return None,
+            JobState::Waiting => Waiting,
             JobState::Scheduled => Scheduled,
             JobState::Queued => Queued,
             JobState::Running => Running,
@@ -150,7 +161,7 @@ mod tests {
     #[test]
     fn a_final_state_is_left_only_by_a_retry() {
         for (from, to, _) in MOVES {
-            assert!(!from.is_final() || *to == Queued, "{from} -> {to}");
+            assert!(!from.is_final() || matches!(to, Queued | Waiting), "{from} -> {to}");
         }
         assert!(!Succeeded.may_become(Queued));
     }
@@ -158,7 +169,7 @@ mod tests {
     #[test]
     fn every_state_can_be_reached_and_every_live_one_left() {
         for state in State::ALL {
-            let is_first = matches!(state, Scheduled | Queued);
+            let is_first = matches!(state, Waiting | Scheduled | Queued);
             assert!(is_first || MOVES.iter().any(|(_, to, _)| *to == state), "{state} cannot be reached");
             assert!(state.is_final() || MOVES.iter().any(|(from, _, _)| *from == state), "{state} cannot be left");
         }

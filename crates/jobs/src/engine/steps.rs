@@ -2,8 +2,8 @@
 //! state, the attempt's record, its batch's counters, the finalize or the parent that this sets free, the events and the
 //! outbox. Who decides on a step is `finish.rs`, `cancel.rs` and `fan_in.rs`.
 //!
-//! Order of locks, everywhere: jobs by id, among them first the parents up the line; then batches by id; then unique keys
-//! (`unique.rs`). A parent is as good as held by whoever holds a job of its child batch, so a batch that is over may go on
+//! Order of locks, everywhere: jobs by id, among them first the parents up the line; then dependencies on them; then batches
+//! by id; then unique keys (`unique.rs`). A parent is as good as held by whoever holds a job of its child batch, so a batch that is over may go on
 //! to its parent's batch.
 
 use std::collections::{BTreeMap, HashSet};
@@ -14,7 +14,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{
-    Ground,
+    Ground, dependencies,
     events::{self, Telling},
     fan_in::{self, BatchChange},
     finish::Fault,
@@ -57,6 +57,8 @@ pub(crate) struct Row {
     pub(crate) unique_key: Option<String>,
     pub(crate) is_unique_for_all: bool,
     pub(crate) unique_hold: Option<String>,
+    pub(crate) run_at: DateTime<Utc>,
+    pub(crate) has_dependents: bool,
 }
 
 /// How an attempt goes on record.
@@ -133,7 +135,7 @@ pub(crate) struct Aftermath {
     pub(crate) streams: Vec<Uuid>,
     /// Some job may start now.
     pub(crate) has_work: bool,
-    /// Some batch or attempt is to be cancelled, or some batch retried.
+    /// Some batch or attempt is to be cancelled, some batch retried, or some job's end means something for others.
     pub(crate) has_cancels: bool,
 }
 
@@ -154,7 +156,7 @@ pub(crate) async fn lock(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Ro
          select id, owner_id, task, queue, state, priority, attempt, attempts_until, max_attempts, token, worker_id,
            attempt_started_at, backoff, batch_id, is_finalize, child_batch_id, cancel_reason, cancel_asked_by, is_expiring,
            queue_until, deadline_at, retry_on, crashes, lane, events, request_id, traceparent, unique_key,
-           is_unique_for_all, unique_hold
+           is_unique_for_all, unique_hold, run_at, has_dependents
          from jobs.job
          where id in (select id from line)
          order by id
@@ -175,9 +177,9 @@ pub(super) async fn lock_unstarted(conn: &mut PgConnection, ids: &[Uuid]) -> Res
         "select id, owner_id, task, queue, state, priority, attempt, attempts_until, max_attempts, token, worker_id,
            attempt_started_at, backoff, batch_id, is_finalize, child_batch_id, cancel_reason, cancel_asked_by, is_expiring,
            queue_until, deadline_at, retry_on, crashes, lane, events, request_id, traceparent, unique_key,
-           is_unique_for_all, unique_hold
+           is_unique_for_all, unique_hold, run_at, has_dependents
          from jobs.job
-         where id = any($1) and state in ('scheduled', 'queued') and attempt = 0
+         where id = any($1) and state in ('waiting', 'scheduled', 'queued') and attempt = 0
          order by id
          for update skip locked",
         ids,
@@ -214,6 +216,7 @@ pub(crate) async fn carry_out(
         record_attempts(conn, &steps, now).await?;
         move_to_history(conn, &steps, now).await?;
         put_back(conn, &steps, now).await?;
+        aftermath.has_cancels |= dependencies::tell_ends(conn, &steps).await?;
         for step in steps.drain(..) {
             tell(&step, &mut telling, &mut word);
             // In a lane, what ends makes room for another, wherever there is a slot for that.
@@ -360,7 +363,11 @@ async fn put_back(conn: &mut PgConnection, steps: &[Step], now: DateTime<Utc>) -
            attempts_until = attempts_until + back.free, worker_id = null, attempt_started_at = null, since = $9,
            error_kind = back.kind, error_message = back.message, error_retryable = back.retryable, events = events + 1,
            crashes = job.crashes + back.crashes,
-           queue_until = case when back.state = 'queued' then $9::timestamptz + make_interval(secs => queue_timeout_s) end
+           queue_until = case when back.state = 'queued' then $9::timestamptz + make_interval(secs => queue_timeout_s) end,
+           deadline_at = case
+             when job.state = 'waiting' then back.run_at + make_interval(secs => deadline_s)
+             else deadline_at
+           end
          from unnest($1::uuid[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::integer[], $6::text[], $7::text[],
            $8::boolean[], $10::smallint[]) as back (id, state, run_at, rank, free, kind, message, retryable, crashes)
          where job.id = back.id",
@@ -400,11 +407,13 @@ fn tell(step: &Step, telling: &mut Telling, word: &mut Vec<outbox::Event>) {
         State::Failed => "jobs.job.failed",
         State::Cancelled => "jobs.job.cancelled",
         State::Expired => "jobs.job.expired",
-        State::Scheduled if !step.is_attempt_free => {
+        State::Scheduled if step.attempt.is_some() && !step.is_attempt_free => {
             metrics::counter!("guildhall_task_retries_total", "task" => row.task.clone()).increment(1);
             "jobs.job.retried"
         }
-        State::Scheduled | State::Queued | State::Running | State::Suspended | State::Cancelling => return,
+        State::Waiting | State::Scheduled | State::Queued | State::Running | State::Suspended | State::Cancelling => {
+            return;
+        }
     };
     let event = outbox::Event::new(kind, row.id, &changed(row, step.next, step.error.as_ref()));
     word.push(event.with_traceparent(row.traceparent.clone()));

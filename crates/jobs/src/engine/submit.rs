@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::{
     backoff::Backoff,
+    dependencies::{self, After},
     events::{self, Telling},
     retries::RetryOn,
     states::State,
@@ -43,6 +44,7 @@ pub(crate) struct NewJob {
     pub(crate) args: String,
     pub(crate) place: Place,
     pub(crate) unique: Option<Unique>,
+    pub(crate) after: After,
     pub(crate) request_id: String,
     pub(crate) traceparent: Option<String>,
 }
@@ -84,7 +86,11 @@ pub(crate) async fn insert(
     if jobs.is_empty() {
         return Ok(());
     }
-    let state = |job: &NewJob| if job.run_at.is_some_and(|at| at > now) { State::Scheduled } else { State::Queued };
+    let state = |job: &NewJob| match job.run_at {
+        _ if !job.after.is_empty() => State::Waiting,
+        Some(at) if at > now => State::Scheduled,
+        _ => State::Queued,
+    };
     let run_at = |job: &NewJob| job.run_at.map_or(now, |at| at.max(now));
     let column = |value: &dyn Fn(&NewJob) -> String| jobs.iter().map(value).collect::<Vec<_>>();
 
@@ -128,7 +134,7 @@ pub(crate) async fn insert(
              attempt_timeout_s, backoff, batch_id, ordinal, is_finalize, request_id, traceparent,
              array(select jsonb_array_elements_text(tags::jsonb)), args, 1, $19, $19, queue_timeout_s,
              case when state = 'queued' then run_at + make_interval(secs => queue_timeout_s) end, deadline_s,
-             run_at + make_interval(secs => deadline_s), retry_on, concurrency_key,
+             case when state <> 'waiting' then run_at + make_interval(secs => deadline_s) end, retry_on, concurrency_key,
              jobs.lane(new.task, task.concurrency is not null, concurrency_key, owner_id, queue.is_keyed), unique_key,
              is_unique_for_all, unique_hold
            from unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::smallint[], $7::timestamptz[],
@@ -176,6 +182,7 @@ pub(crate) async fn insert(
     .execute(&mut *conn)
     .await?;
 
+    dependencies::insert(conn, jobs).await?;
     let mut word = Vec::with_capacity(jobs.len());
     let mut enqueued: BTreeMap<(&str, &str), u64> = BTreeMap::new();
     for job in jobs {

@@ -4,13 +4,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Days, TimeDelta, Utc};
 use kit::{Fail, Kind, idempotency, outbox, tasks::Tasks};
 use proto::worker::{AttemptRef, Stop, StopAttempt, to_worker};
 use tracing::warn;
 
 use super::{
-    GROUP_MAX, Ground, admission, cancel,
+    GROUP_MAX, Ground, admission, cancel, dependencies,
     events::{self, Telling},
     expiry,
     finish::{self, End, Fault, Outcome},
@@ -78,7 +78,8 @@ pub(super) fn start(ground: &Arc<Ground>, tasks: &Tasks) {
             while !stopping.is_cancelled() {
                 let has_cancels = cancel::carry_on(&ground, lead).await?;
                 let has_retries = repair::carry_on(&ground, lead).await?;
-                if has_cancels || has_retries {
+                let has_dependents = dependencies::carry_on(&ground, lead).await?;
+                if has_cancels || has_retries || has_dependents {
                     continue;
                 }
                 tokio::select! {
@@ -297,13 +298,19 @@ async fn tidy(ground: &Ground, lead: Lead) -> Result<(), Fail> {
     let now = ground.clock.now();
     holdups::tidy(ground, lead, now).await?;
     let before = now - TimeDelta::days(i64::from(ground.settings.outbox_days));
+    let oldest_kept = history::floor(now.date_naive() - Days::new(u64::from(ground.settings.history_days)));
     loop {
         let mut transaction = lead.begin(&ground.pool).await?;
         let keys = idempotency::prune(&mut transaction, SCHEMA, now, ROWS_MAX).await?;
         let rows = outbox::prune(&mut transaction, SCHEMA, before, ROWS_MAX).await?;
         let unique = unique::tidy(&mut transaction, now, ROWS_MAX).await?;
+        let untold = dependencies::recheck(&mut transaction, ROWS_MAX).await?;
+        let dependencies = dependencies::tidy(&mut transaction, oldest_kept, ROWS_MAX).await?;
         transaction.commit().await?;
-        if keys + rows + unique == 0 {
+        if untold > 0 {
+            ground.bites.notify_one();
+        }
+        if keys + rows + unique + untold + dependencies == 0 {
             return Ok(());
         }
     }

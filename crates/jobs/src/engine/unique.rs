@@ -88,6 +88,11 @@ impl Keys {
         self.holders.get(&job.id).copied()
     }
 
+    /// The job that stands for one that was submitted: itself, or the one that holds its key.
+    pub(crate) fn stand_in(&self, job: Uuid) -> Uuid {
+        self.holders.get(&job).copied().unwrap_or(job)
+    }
+
     /// Whether the job holds the key that it asked for.
     pub(crate) fn is_held_by(&self, job: &NewJob) -> bool {
         job.unique.is_some() && self.holder(job).is_none()

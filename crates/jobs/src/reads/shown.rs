@@ -49,6 +49,8 @@ pub(crate) struct JobRow {
     pub(crate) concurrency_key: Option<String>,
     pub(crate) lane: Option<String>,
     pub(crate) unique_key: Option<String>,
+    pub(crate) after: Vec<Uuid>,
+    pub(crate) after_needs: Option<String>,
 }
 
 impl JobRow {
@@ -103,6 +105,8 @@ impl JobRow {
             concurrency_key: self.concurrency_key.as_deref().map(plain_key).unwrap_or_default().to_owned(),
             waited: HashMap::new(),
             unique_key: self.unique_key.unwrap_or_default(),
+            after: self.after.iter().map(Uuid::to_string).collect(),
+            after_needs: self.after_needs.unwrap_or_default(),
         })
     }
 
@@ -129,6 +133,10 @@ impl JobRow {
         let run_at = || self.run_at.to_rfc3339_opts(SecondsFormat::Millis, true);
         let mut since = self.since;
         let (reason, detail) = match state {
+            State::Waiting => {
+                let open = surroundings.open.get(&self.id).map(String::as_str).unwrap_or_default();
+                ("waiting_for_jobs", open.to_owned())
+            }
             State::Scheduled if self.attempt > 0 => {
                 ("retry", format!("Attempt {} starts at {}.", self.attempt + 1, run_at()))
             }
@@ -174,18 +182,21 @@ pub(crate) struct Surroundings {
     has_room: HashSet<(String, String)>,
     /// Limits, where a queue or task has some.
     standing: Standing,
+    /// What those jobs wait for that wait for others.
+    open: HashMap<Uuid, String>,
 }
 
 impl Surroundings {
-    /// Of these jobs; asks the database only when one of them is queued.
+    /// Of these jobs; asks the database only when one of them is queued or waits for others.
     ///
     /// # Errors
     /// As the database.
     pub(crate) async fn of(core: &Core, rows: &[JobRow]) -> Result<Self, Fail> {
         let queued = rows.iter().filter(|row| row.state == State::Queued.as_str());
         let pairs: BTreeSet<(&str, &str)> = queued.map(|row| (row.queue.as_str(), row.task.as_str())).collect();
+        let mut surroundings = Self { open: open(core, rows).await?, ..Self::default() };
         if pairs.is_empty() {
-            return Ok(Self::default());
+            return Ok(surroundings);
         }
         let (queues, tasks): (Vec<String>, Vec<String>) =
             pairs.into_iter().map(|(queue, task)| (queue.to_owned(), task.to_owned())).unzip();
@@ -210,7 +221,6 @@ impl Surroundings {
         )
         .fetch_all(&core.pool)
         .await?;
-        let mut surroundings = Self::default();
         let limited = found.iter().filter(|pair| pair.is_limited == Some(true));
         let (queues, tasks): (Vec<String>, Vec<String>) =
             limited.map(|pair| (pair.queue.clone(), pair.task.clone())).unzip();
@@ -233,6 +243,33 @@ impl Surroundings {
         }
         Ok(surroundings)
     }
+}
+
+/// What those jobs wait for that wait for others, in a sentence each.
+async fn open(core: &Core, rows: &[JobRow]) -> Result<HashMap<Uuid, String>, Fail> {
+    let waiting: Vec<Uuid> = rows.iter().filter(|row| row.state == State::Waiting.as_str()).map(|row| row.id).collect();
+    if waiting.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let found = sqlx::query!(
+        r#"select job_id, count(*) as "count!", (array_agg(after_id order by after_id))[1:3] as "first!"
+           from jobs.dependency
+           where job_id = any($1) and outcome is null
+           group by job_id"#,
+        &waiting,
+    )
+    .fetch_all(&core.pool)
+    .await?;
+    let told = found.into_iter().map(|row| {
+        let first = row.first.iter().map(Uuid::to_string).collect::<Vec<_>>().join(", ");
+        let told = match row.count {
+            1 => format!("It runs after the job {first}."),
+            2 | 3 => format!("It runs after {} jobs that have not ended: {first}.", row.count),
+            count => format!("It runs after {count} jobs that have not ended, among them {first}."),
+        };
+        (row.job_id, told)
+    });
+    Ok(told.collect())
 }
 
 /// A key as its job named it: `k:<owner>:<name>` is the owner's own, `a:<name>` everyone's.

@@ -71,6 +71,7 @@ pub(super) async fn waited(
         let to = rows.get(n + 1).map(|next| next.at).or(stand.finished_at).unwrap_or(now);
         let span = Span { from: row.at, to: to.max(row.at) };
         let reason = match told.state.as_str() {
+            "waiting" => "waiting_for_jobs",
             "scheduled" if told.attempt == 0 => "not_due",
             "scheduled" => "retry",
             "suspended" => "waiting_for_children",

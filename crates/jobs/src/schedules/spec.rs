@@ -83,6 +83,9 @@ pub(super) fn check(asked: ScheduleSpec, now: DateTime<Utc>) -> Result<(Schedule
     if kept.job.is_none() {
         faults.add("/job", "required", "is required");
     }
+    if kept.job.as_ref().is_some_and(|job| !job.after.is_empty()) {
+        faults.add("/job/after", "not_allowed", "must not be there: the schedule says when the job runs");
+    }
     if kept.job.as_ref().is_some_and(|job| job.run_at.is_some()) {
         faults.add("/job/run_at", "not_allowed", "must not be there: the schedule says when the job runs");
     }

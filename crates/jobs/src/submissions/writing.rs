@@ -67,7 +67,11 @@ pub(crate) async fn write(core: &engine::Ground, group: Vec<Submission>) -> Resu
         }
         let told = refusal().map_or(Ok(told), Err);
         if told.is_ok() {
-            jobs.extend(submission.jobs.iter().filter(|job| unique.holder(job).is_none()).cloned());
+            let new = submission.jobs.iter().filter(|job| unique.holder(job).is_none()).cloned();
+            jobs.extend(new.map(|mut job| {
+                job.after.jobs = job.after.jobs.into_iter().map(|after| unique.stand_in(after)).collect();
+                job
+            }));
         }
         taken.push(told);
     }
@@ -79,7 +83,7 @@ pub(crate) async fn write(core: &engine::Ground, group: Vec<Submission>) -> Resu
     if jobs.iter().any(|job| job.concurrency_key.is_some()) {
         core.limits.limited();
     }
-    core.took_in(streams);
+    core.took_in(streams, jobs.iter().any(|job| !job.after.is_empty()));
     Ok(taken)
 }
 

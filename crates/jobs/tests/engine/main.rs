@@ -5,6 +5,7 @@
 
 mod batches;
 mod clocks;
+mod dependencies;
 mod fencing;
 mod growth;
 mod house;

@@ -72,6 +72,22 @@ pub(in crate::routes) struct NewJob {
     unique_key: Option<String>,
     #[serde(default)]
     unique: Option<Unique>,
+    /// Jobs that have to end before this one may start: ids, or `#0` for the first job of this call, `#1` for the second and
+    /// so on, of those that stand before this one.
+    #[serde(default)]
+    #[schemars(length(max = 100))]
+    after: Vec<String>,
+    /// How they have to end: with success, unless said. Where one does not, this job is cancelled.
+    #[serde(default)]
+    after_needs: Option<Needs>,
+}
+
+/// How the jobs have to end that another runs after.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(in crate::routes) enum Needs {
+    Succeeded,
+    Ended,
 }
 
 /// What to do about one kind of error.
@@ -126,6 +142,8 @@ pub(in crate::routes) struct NewJobs {
 #[derive(Debug, Clone, Copy, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum JobState {
+    /// For other jobs to end.
+    Waiting,
     Scheduled,
     Queued,
     Running,
@@ -207,6 +225,10 @@ pub(super) struct Job {
     /// The key by which it is kept from running beside others.
     concurrency_key: Option<String>,
     unique_key: Option<String>,
+    /// The jobs that it runs after.
+    after: Vec<String>,
+    /// How those have to end: `succeeded` or `ended`.
+    after_needs: Option<String>,
 }
 
 /// How far a job is.
@@ -311,6 +333,17 @@ impl NewJob {
             retry_on: self.retry_on.into_iter().map(|(kind, rule)| rule.write(kind)).collect(),
             unique_key: self.unique_key,
             unique: self.unique.map(Unique::write),
+            after: self.after,
+            after_needs: self.after_needs.map(Needs::as_str).unwrap_or_default().to_owned(),
+        }
+    }
+}
+
+impl Needs {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Succeeded => "succeeded",
+            Self::Ended => "ended",
         }
     }
 }
@@ -356,6 +389,7 @@ impl AcceptedJobs {
 impl From<JobState> for rpc::JobState {
     fn from(state: JobState) -> Self {
         match state {
+            JobState::Waiting => Self::Waiting,
             JobState::Scheduled => Self::Scheduled,
             JobState::Queued => Self::Queued,
             JobState::Running => Self::Running,
@@ -373,6 +407,7 @@ impl JobState {
     fn read(state: rpc::JobState) -> Result<Self, Fail> {
         Ok(match state {
             rpc::JobState::Unspecified => return Err(Fail::internal("jobs showed a job without a state")),
+            rpc::JobState::Waiting => Self::Waiting,
             rpc::JobState::Scheduled => Self::Scheduled,
             rpc::JobState::Queued => Self::Queued,
             rpc::JobState::Running => Self::Running,
@@ -420,6 +455,8 @@ impl Job {
             waited: job.waited.into_iter().collect(),
             concurrency_key: maybe(job.concurrency_key),
             unique_key: maybe(job.unique_key),
+            after: job.after,
+            after_needs: maybe(job.after_needs),
         })
     }
 }

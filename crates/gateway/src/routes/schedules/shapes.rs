@@ -373,6 +373,8 @@ impl ScheduledJob {
             concurrency_key_for_all,
             unique_key,
             unique,
+            after: _,
+            after_needs: _,
         } = job;
         let args = if args_json.is_empty() { "{}".to_owned() } else { args_json };
         let rule = |rule: rpc::RetryOn| match rule.backoff {
