@@ -44,6 +44,7 @@ pub(super) const KINDS: &[Kind] = &[
     KIND,
     Kind { name: "fails once", asks: |n| job(&json!({ "n": n, "fails": 1 })), ..KIND },
     Kind { name: "batch", asks: batch, ..KIND },
+    Kind { name: "chain", asks: chain, ..KIND },
     Kind { name: "one at a time", asks: keyed, at_once_max: Some(1), ..KIND },
     Kind { name: "unique", asks: unique, at_once_max: Some(1), is_shared: true, ..KIND },
     Kind { name: "gives up", asks: |n| job(&json!({ "n": n, "gives_up": true })), ..KIND },
@@ -87,6 +88,15 @@ fn batch(n: u64) -> (&'static str, Value) {
     let args = [json!({ "n": n }), json!({ "n": n, "gives_up": true }), json!({ "n": n, "fails": 1 })];
     let jobs = args.map(|args| of(TASK, &args));
     ("/api/v1/batches", json!({ "jobs": jobs, "finalize": { "task": TASK, "args": { "n": n } } }))
+}
+
+/// One after another, of which the second fails, so that the third never starts.
+fn chain(n: u64) -> (&'static str, Value) {
+    let (path, mut body) = batch(n);
+    for (later, earlier) in [(1, "#0"), (2, "#1")] {
+        body["jobs"][later]["after"] = json!([earlier]);
+    }
+    (path, body)
 }
 
 /// Somebody who asks.

@@ -66,7 +66,7 @@ struct Size {
 }
 
 const SHORT: Size = Size { points: 3, at_random: 1, requests: 4, within: Duration::from_secs(120) };
-const LONG: Size = Size { points: 6, at_random: 68, requests: 12, within: Duration::from_secs(1800) };
+const LONG: Size = Size { points: 6, at_random: 68, requests: 16, within: Duration::from_secs(1800) };
 const CLIENTS: [&str; 3] = ["ada", "bob", "eve"];
 const JOURNALISTS: usize = 2;
 

@@ -35,7 +35,7 @@ pub(super) struct Totals {
 
 /// Waits until nothing of a client's is at work any more. What is stuck is named.
 pub(super) async fn all_has_ended(client: &Client, limit: Duration) {
-    for state in ["scheduled", "queued", "running", "suspended", "cancelling"] {
+    for state in ["waiting", "scheduled", "queued", "running", "suspended", "cancelling"] {
         until(&format!("the end of what is {state}"), limit, async || {
             let page = client.person.get(&format!("/api/v1/jobs?state={state}&limit=1")).await.expect(200);
             page["items"].as_array().expect("items").is_empty().then_some(())
@@ -82,13 +82,18 @@ pub(super) async fn reckon(clients: &[Client], journals: &Journals, scheduled: &
         let jobs = jobs_of(client).await;
         let mut by_batch: BTreeMap<String, Vec<&Value>> = BTreeMap::new();
         let mut counting: HashMap<&str, Vec<&Attempt>> = HashMap::new();
+        let by_id: HashMap<String, &Value> = jobs.iter().map(|(job, _)| (text(job, "id"), job)).collect();
         for (job, ends) in &jobs {
             let (id, batch) = (text(job, "id"), text(job, "batch_id"));
             let is_known =
                 accepted.ids.contains_key(&id) || accepted.ids.contains_key(&batch) || scheduled.contains(&id);
             assert!(is_known, "nobody asked for {job:#}");
             let run = by_job.remove(id.as_str()).unwrap_or_default();
-            check_job(job, ends, &run, accepted.cancelled.contains(&id), &mut totals);
+            let before: Vec<&Value> = after(job).iter().map(|id| by_id[id]).collect();
+            check_order(job, &before, &run, &attempts);
+            let is_met = before.iter().all(|before| before["state"] == "succeeded");
+            let is_cancelled = accepted.cancelled.contains(&id) || !is_met;
+            check_job(job, ends, &run, is_cancelled, &mut totals);
             if let Some((_, kind)) = accepted.ids.get(&id) {
                 let of_kind = counting.entry(kind.as_str()).or_default();
                 of_kind.extend(run.iter().copied().filter(|attempt| !is_fenced(attempt, ends)));
@@ -158,6 +163,26 @@ fn check_job(job: &Value, ends: &BTreeMap<u64, String>, run: &[&Attempt], is_can
     assert!(counted <= 1, "{id} had {counted} attempts that count at a time: {}", all());
 }
 
+/// The jobs that this one was to run after.
+fn after(job: &Value) -> Vec<String> {
+    let names = job["after"].as_array().expect("a list");
+    names.iter().map(|name| name.as_str().expect("an id").to_owned()).collect()
+}
+
+/// What runs after others begins when their accepted attempts have ended, or never.
+fn check_order(job: &Value, before: &[&Value], run: &[&Attempt], attempts: &[Attempt]) {
+    for before in before {
+        let all = || format!("{job:#}\nruns after {before:#}\nrun: {run:#?}");
+        if before["state"] != "succeeded" {
+            assert!(run.is_empty() && job["error"]["kind"] == "dependency", "{}", all());
+            continue;
+        }
+        let accepted = attempts.iter().find(|attempt| before["result"]["stamp"] == attempt.stamp);
+        let until = accepted.expect("it has run").until;
+        assert!(run.iter().all(|attempt| attempt.from >= until), "{}", all());
+    }
+}
+
 /// Whether the service had given the attempt up before it ended.
 fn is_fenced(attempt: &Attempt, ends: &BTreeMap<u64, String>) -> bool {
     ends.get(&attempt.number).is_some_and(|end| end == "failed heartbeat_lost" || end == "interrupted")
@@ -171,6 +196,7 @@ fn check_batch(batch: &Value, jobs: &[&Value]) {
     let count = |state: &str| children.iter().filter(|job| job["state"] == state).count();
     let counts = &batch["counts"];
     let counted = json!({ "total": children.len(), "succeeded": count("succeeded"), "failed": count("failed") });
+    assert_eq!(counts["cancelled"], count("cancelled"), "{batch:#}\n{jobs:#?}");
     for name in ["total", "succeeded", "failed"] {
         assert_eq!(counts[name], counted[name], "{batch:#}\n{jobs:#?}");
     }
