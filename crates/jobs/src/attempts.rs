@@ -1,13 +1,18 @@
 //! What a running attempt may ask for. Every call shows the attempt's fencing token, and is answered in a transaction
 //! that holds the job's row: a fenced attempt is refused before it can do anything.
 
-use std::{collections::HashSet, sync::Arc};
+mod siblings;
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    sync::Arc,
+};
 
 use chrono::{DateTime, Utc};
 use kit::{Fail, grpc::Call, telemetry::span};
 use proto::worker::{
-    AttemptFile, AttemptRef, Child, CreateAttemptFileRequest, FanOutJob, FanOutRequest, FanOutResponse,
-    GetAttemptFileRequest, ListChildrenRequest, ListChildrenResponse, attempts_server,
+    AddSiblingsRequest, AddSiblingsResponse, AttemptFile, AttemptRef, Child, CreateAttemptFileRequest, FanOutJob,
+    FanOutRequest, FanOutResponse, GetAttemptFileRequest, ListChildrenRequest, ListChildrenResponse, attempts_server,
 };
 use sqlx::PgConnection;
 use tonic::{Request, Response, Status};
@@ -16,7 +21,7 @@ use uuid::Uuid;
 use crate::{
     Core,
     batches::{self, BATCH_JOBS_MAX, NewBatch},
-    engine::{After, NewJob, Place, RetryOn, Telling},
+    engine::{AFTER_MAX, After, NewJob, Place, RetryOn, Telling},
     files, submissions,
 };
 
@@ -41,6 +46,14 @@ impl attempts_server::Attempts for Attempts {
         Ok(Response::new(sending.within(fan_out(&self.0, &call, request.into_inner())).await?))
     }
 
+    async fn add_siblings(
+        &self,
+        request: Request<AddSiblingsRequest>,
+    ) -> Result<Response<AddSiblingsResponse>, Status> {
+        let (call, sending) = submissions::sending(Call::of(&request)?);
+        Ok(Response::new(sending.within(siblings::add(&self.0, &call, request.into_inner())).await?))
+    }
+
     async fn list_children(
         &self,
         request: Request<ListChildrenRequest>,
@@ -56,6 +69,7 @@ struct Held {
     owner_id: Uuid,
     priority: i16,
     batch_id: Option<Uuid>,
+    is_finalize: bool,
     child_batch_id: Option<Uuid>,
     request_id: String,
     traceparent: Option<String>,
@@ -76,7 +90,7 @@ async fn hold(conn: &mut PgConnection, attempt: Option<&AttemptRef>) -> Result<(
     let (job, token) = parse(attempt)?;
     let held = sqlx::query_as!(
         Held,
-        "select id, owner_id, priority, batch_id, child_batch_id, request_id, traceparent
+        "select id, owner_id, priority, batch_id, is_finalize, child_batch_id, request_id, traceparent
          from jobs.job
          where id = $1 and token = $2 and worker_id is not null
          for update",
@@ -150,27 +164,34 @@ async fn fan_out(core: &Core, call: &Call, asked: FanOutRequest) -> Result<FanOu
     if row.state != "open" {
         return Err(batches::closed());
     }
-    let ordinals: Vec<i32> = asked.jobs.iter().map(|job| i32::try_from(job.ordinal).unwrap_or(i32::MAX)).collect();
-    let there = sqlx::query_scalar!(
-        r#"select ordinal as "ordinal!" from jobs.job where batch_id = $1 and ordinal = any($2)
+    // Those of the call, and those that they are to run after.
+    let named: BTreeSet<u32> =
+        asked.jobs.iter().flat_map(|job| job.after.iter().chain([&job.ordinal])).copied().collect();
+    let named: Vec<i32> = named.into_iter().map(|ordinal| i32::try_from(ordinal).unwrap_or(i32::MAX)).collect();
+    let there = sqlx::query!(
+        r#"select ordinal as "ordinal!", id as "id!" from jobs.job where batch_id = $1 and ordinal = any($2)
            union all
-           select ordinal from jobs.job_history where batch_id = $1 and ordinal = any($2)"#,
+           select ordinal, id from jobs.job_history where batch_id = $1 and ordinal = any($2)"#,
         batch,
-        &ordinals,
+        &named,
     )
     .fetch_all(&mut *transaction)
     .await?;
-    let mut jobs = Vec::with_capacity(asked.jobs.len());
-    for ((job, ordinal), queue) in asked.jobs.into_iter().zip(ordinals).zip(queues) {
-        if !there.contains(&ordinal) {
-            jobs.push(child(core, &held, batch, ordinal, job, queue));
-        }
+    let mut ids: HashMap<u32, Uuid> = there.into_iter().map(|row| (row.ordinal.unsigned_abs(), row.id)).collect();
+    let new: Vec<(FanOutJob, String)> =
+        asked.jobs.into_iter().zip(queues).filter(|(job, _)| !ids.contains_key(&job.ordinal)).collect();
+    ids.extend(new.iter().map(|(job, _)| (job.ordinal, core.clock.new_id())));
+    let after = afters(new.iter().map(|(job, _)| job), &ids)?;
+    let mut jobs = Vec::with_capacity(new.len());
+    for ((job, queue), after) in new.into_iter().zip(after) {
+        let place = (batch, i32::try_from(job.ordinal).unwrap_or(i32::MAX));
+        jobs.push(child(core, &held, place, ids[&job.ordinal], job, queue, after));
     }
     let mut telling = Telling::default();
     batches::append(&mut transaction, &core.clock, batch, &jobs, now, &mut telling).await?;
     let streams = telling.append(&mut transaction, now).await?;
     transaction.commit().await?;
-    core.engine.after(streams, !jobs.is_empty());
+    core.engine.ground.took_in(streams, jobs.iter().any(|job| !job.after.is_empty()));
     Ok(FanOutResponse { batch_id: batch.to_string() })
 }
 
@@ -207,9 +228,33 @@ async fn queue_of(core: &Core, job: &FanOutJob) -> Result<String, Fail> {
     Ok(task.queue)
 }
 
-fn child(core: &Core, held: &Held, batch: Uuid, ordinal: i32, job: FanOutJob, queue: String) -> NewJob {
+/// What each of these runs after: others of the same numbering, before it, of which `ids` has the jobs.
+///
+/// # Errors
+/// `jobs.invalid`.
+fn afters<'a>(jobs: impl Iterator<Item = &'a FanOutJob>, ids: &HashMap<u32, Uuid>) -> Result<Vec<After>, Fail> {
+    let after = |job: &FanOutJob| {
+        let found = job.after.iter().map(|number| ids.get(number).filter(|_| *number < job.ordinal).copied());
+        let found: Option<BTreeSet<Uuid>> = found.collect();
+        found.filter(|found| found.len() <= AFTER_MAX).map(After::success_of).ok_or_else(|| {
+            let message = format!("Job {} runs after up to {AFTER_MAX} others that stand before it.", job.ordinal);
+            Fail::invalid("jobs.invalid", message)
+        })
+    };
+    jobs.map(after).collect()
+}
+
+fn child(
+    core: &Core,
+    held: &Held,
+    (batch, ordinal): (Uuid, i32),
+    id: Uuid,
+    job: FanOutJob,
+    queue: String,
+    after: After,
+) -> NewJob {
     NewJob {
-        id: core.clock.new_id(),
+        id,
         owner_id: held.owner_id,
         task: job.task,
         queue,
@@ -223,7 +268,7 @@ fn child(core: &Core, held: &Held, batch: Uuid, ordinal: i32, job: FanOutJob, qu
         retry_on: RetryOn::default(),
         concurrency_key: None,
         unique: None,
-        after: After::default(),
+        after,
         tags: Vec::new(),
         args: job.args_json,
         place: Place::Child { batch, ordinal },

@@ -1,4 +1,5 @@
-//! Tasks to try the house with: one that answers, one that waits, one that fails, and two that misbehave.
+//! Tasks to try the house with: one that answers, one that waits, one that fails, one that makes more of its kind, and two
+//! that misbehave.
 
 use std::{
     hint::black_box,
@@ -9,7 +10,7 @@ use futures::future::BoxFuture;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use worker::{Context, Ending, Failure, Place, Task};
+use worker::{ChildJob, Context, Ending, Failure, Place, Task};
 
 use crate::args::{parse, schema_of};
 
@@ -189,6 +190,53 @@ impl Task for Fail {
                 });
             }
             Ok(Ending::Done(json!({ "attempt": context.attempt() })))
+        })
+    }
+}
+
+/// Adds more of its kind to its batch, each of which does the same.
+#[derive(Debug)]
+pub(crate) struct Grow;
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct GrowArgs {
+    /// How many each of them adds.
+    #[schemars(range(min = 0, max = 100))]
+    width: u32,
+    /// How many times over.
+    #[schemars(range(min = 0, max = 10))]
+    levels: u32,
+}
+
+impl Task for Grow {
+    fn name(&self) -> &'static str {
+        "demo_grow"
+    }
+    fn queue(&self) -> &'static str {
+        QUEUE
+    }
+    fn description(&self) -> &'static str {
+        "Adds jobs of its kind to the batch that it is one of, and those add theirs."
+    }
+    fn schema(&self) -> Value {
+        schema_of::<GrowArgs>()
+    }
+    fn place(&self) -> Place {
+        Place::Worker
+    }
+    fn run<'a>(&'a self, context: &'a Context, args: Value) -> BoxFuture<'a, Result<Ending, Failure>> {
+        Box::pin(async move {
+            let args = parse::<GrowArgs>(args)?;
+            let Some(levels) = args.levels.checked_sub(1) else { return Ok(Ending::Done(json!({ "added": 0 }))) };
+            let grown = |ordinal| ChildJob {
+                ordinal,
+                task: self.name().to_owned(),
+                args: json!({ "width": args.width, "levels": levels }),
+                after: Vec::new(),
+            };
+            let added = context.add_siblings((0..args.width).map(grown).collect()).await?;
+            Ok(Ending::Done(json!({ "added": added.len() })))
         })
     }
 }

@@ -33,7 +33,7 @@ pub fn registry(demo_tasks: bool) -> Registry {
     if !demo_tasks {
         return registry;
     }
-    registry.with(demo::Echo).with(demo::Sleep).with(demo::Fail).with(demo::Spin).with(demo::Hog)
+    registry.with(demo::Echo).with(demo::Sleep).with(demo::Fail).with(demo::Grow).with(demo::Spin).with(demo::Hog)
 }
 
 #[cfg(test)]

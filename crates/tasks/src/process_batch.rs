@@ -76,5 +76,6 @@ fn child(args: &Args, file_id: FileId, ordinal: usize) -> Result<ChildJob, Failu
         ordinal: u32::try_from(ordinal).map_err(Failure::internal)?,
         task: generate_3d_model::NAME.to_owned(),
         args: serde_json::to_value(child).map_err(Failure::internal)?,
+        after: Vec::new(),
     })
 }

@@ -8,8 +8,8 @@ use kit::{
     grpc::{Call, Credential, MESSAGE_BYTES_MAX, Peer},
 };
 use proto::worker::{
-    AttemptFile, AttemptRef, CreateAttemptFileRequest, FanOutRequest, GetAttemptFileRequest, ListChildrenRequest,
-    ListChildrenResponse, attempts_client::AttemptsClient,
+    AddSiblingsRequest, AttemptFile, AttemptRef, CreateAttemptFileRequest, FanOutRequest, GetAttemptFileRequest,
+    ListChildrenRequest, ListChildrenResponse, Sibling, attempts_client::AttemptsClient,
 };
 use tonic::{Request, Response, Status};
 
@@ -47,6 +47,12 @@ impl Calls {
         message.attempt = Some(self.attempt.clone());
         let answer = self.make(message, async |mut client: Client, request| client.fan_out(request).await).await?;
         Ok(answer.batch_id)
+    }
+
+    pub(crate) async fn add_siblings(&self, jobs: Vec<Sibling>) -> Result<Vec<String>, Fail> {
+        let message = AddSiblingsRequest { attempt: Some(self.attempt.clone()), jobs };
+        let answer = self.make(message, async |mut client: Client, request| client.add_siblings(request).await).await?;
+        Ok(answer.job_ids)
     }
 
     pub(crate) async fn list_children(

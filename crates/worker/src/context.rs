@@ -72,13 +72,16 @@ pub struct Stored {
     pub size_bytes: u64,
 }
 
-/// A job to be run as a child of this one.
+/// A job to be run as a child of this one, or beside it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ChildJob {
-    /// Its place among the children; a place that is taken already is left as it is.
+    /// Its place among the children, or among those that this job adds beside itself; a place that is taken already is left as it is.
     pub ordinal: u32,
     pub task: String,
     pub args: serde_json::Value,
+    /// Ordinals of those that have to succeed before it starts, each lower than its own.
+    #[serde(default)]
+    pub after: Vec<u32>,
 }
 
 /// The job that runs once when all children have ended.
@@ -146,6 +149,7 @@ pub(crate) enum Question {
     Fetch { file_id: String },
     Store { path: PathBuf, name: String, content_type: String },
     FanOut { jobs: Vec<ChildJob>, finalize: Finalize },
+    AddSiblings { jobs: Vec<ChildJob> },
     Children { after_ordinal: Option<u32>, limit: u32 },
 }
 
@@ -156,6 +160,7 @@ pub(crate) enum Answer {
     Fetched(Input),
     Stored(Stored),
     FannedOut { batch_id: String },
+    AddedSiblings { job_ids: Vec<String> },
     Children(Children),
 }
 
@@ -281,6 +286,19 @@ impl Context {
     pub async fn fan_out(&self, jobs: Vec<ChildJob>, finalize: &Finalize) -> Result<String, Failure> {
         match self.host.ask(Question::FanOut { jobs, finalize: finalize.clone() }).await? {
             Answer::FannedOut { batch_id } => Ok(batch_id),
+            other => Err(mismatched(&other)),
+        }
+    }
+
+    /// Adds jobs to the batch that this job is one of; their ids, in order. The batch waits for them as for this job, and its
+    /// finalize sees them behind the others. A repeated attempt may repeat its calls: each ordinal is made once.
+    ///
+    /// # Errors
+    /// `invalid_input` for arguments that do not fit a schema, a job of no batch, or a full one; `internal` while the batch is
+    /// being cancelled.
+    pub async fn add_siblings(&self, jobs: Vec<ChildJob>) -> Result<Vec<String>, Failure> {
+        match self.host.ask(Question::AddSiblings { jobs }).await? {
+            Answer::AddedSiblings { job_ids } => Ok(job_ids),
             other => Err(mismatched(&other)),
         }
     }

@@ -11,7 +11,7 @@ use bytes::BytesMut;
 use futures::future::BoxFuture;
 use kit::{Clock, Fail, storage::Storage};
 use parking_lot::Mutex;
-use proto::worker::{AttemptFile, FanOutJob, FanOutRequest, LogEntry, WrittenFile};
+use proto::worker::{AttemptFile, FanOutJob, FanOutRequest, LogEntry, Sibling, WrittenFile};
 use serde_json::Value;
 use tokio::io::AsyncReadExt as _;
 
@@ -79,6 +79,9 @@ impl Host for Desk {
                 }
                 Question::FanOut { jobs, finalize } => {
                     self.fan_out(jobs, finalize).await.map(|batch_id| Answer::FannedOut { batch_id })
+                }
+                Question::AddSiblings { jobs } => {
+                    self.add_siblings(jobs).await.map(|job_ids| Answer::AddedSiblings { job_ids })
                 }
                 Question::Children { after_ordinal, limit } => {
                     self.children(after_ordinal, limit).await.map(Answer::Children)
@@ -148,6 +151,7 @@ impl Desk {
             ordinal: job.ordinal,
             task: job.task,
             args_json: job.args.to_string(),
+            after: job.after,
         });
         let (policy, policy_at_least) = match finalize.policy {
             Policy::Always => ("always", None),
@@ -165,6 +169,16 @@ impl Desk {
                 policy_at_least,
             })
             .await
+    }
+
+    async fn add_siblings(&self, jobs: Vec<ChildJob>) -> Result<Vec<String>, Fail> {
+        let jobs = jobs.into_iter().map(|job| Sibling {
+            number: job.ordinal,
+            task: job.task,
+            args_json: job.args.to_string(),
+            after: job.after,
+        });
+        self.calls.add_siblings(jobs.collect()).await
     }
 
     async fn children(&self, after_ordinal: Option<u32>, limit: u32) -> Result<Children, Fail> {

@@ -24,9 +24,10 @@ use proto::{
         service_keys_server::{ServiceKeys, ServiceKeysServer},
     },
     worker::{
-        Assign, Assignment, AttemptFile, AttemptRef, Child, CreateAttemptFileRequest, FanOutRequest, FanOutResponse,
-        FromWorker, GetAttemptFileRequest, Heartbeat, Hello, ListChildrenRequest, ListChildrenResponse, Outcome,
-        ProgressUpdate, Receipt, Renewed, Stop, StopAttempt, ToWorker, Welcome,
+        AddSiblingsRequest, AddSiblingsResponse, Assign, Assignment, AttemptFile, AttemptRef, Child,
+        CreateAttemptFileRequest, FanOutRequest, FanOutResponse, FromWorker, GetAttemptFileRequest, Heartbeat, Hello,
+        ListChildrenRequest, ListChildrenResponse, Outcome, ProgressUpdate, Receipt, Renewed, Stop, StopAttempt,
+        ToWorker, Welcome,
         attempts_server::{Attempts, AttemptsServer},
         from_worker::Message as From,
         outcome::End,
@@ -65,6 +66,8 @@ pub struct Files {
     pub created: Vec<AttemptFile>,
     /// What attempts made of their batches.
     pub fan_outs: Vec<FanOutRequest>,
+    /// What attempts added to the batches that they are in.
+    pub siblings: Vec<AddSiblingsRequest>,
     /// What a finalize finds, by ordinal.
     pub children: Vec<Child>,
 }
@@ -384,6 +387,16 @@ impl Attempts for Scripted {
         }
         self.files.lock().fan_outs.push(request);
         Ok(Response::new(FanOutResponse { batch_id: BATCH_ID.to_owned() }))
+    }
+
+    async fn add_siblings(
+        &self,
+        request: Request<AddSiblingsRequest>,
+    ) -> Result<Response<AddSiblingsResponse>, Status> {
+        let request = request.into_inner();
+        let job_ids = request.jobs.iter().map(|job| format!("sibling-{}", job.number)).collect();
+        self.files.lock().siblings.push(request);
+        Ok(Response::new(AddSiblingsResponse { job_ids }))
     }
 
     async fn list_children(

@@ -215,6 +215,20 @@ async fn a_parent_that_fanned_out_is_suspended_on_its_batch() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_job_of_a_batch_adds_others_to_it_and_learns_their_ids() {
+    let mut house = house(&Shape::default());
+    let mut jobs = house.accept().await;
+    let grow = jobs.assign("a", "grow", json!({})).await;
+    let End::Succeeded(succeeded) = jobs.outcome(&grow).await else { panic!("it succeeds") };
+    assert_eq!(succeeded.result_json, r#"{"job_ids":["sibling-0","sibling-3"]}"#);
+    let asked = house.files.lock().siblings.remove(0);
+    assert_eq!(asked.attempt, Some(grow));
+    let jobs: Vec<_> =
+        asked.jobs.iter().map(|job| (job.number, job.args_json.as_str(), job.after.as_slice())).collect();
+    assert_eq!(jobs, [(0, r#"{"n":7}"#, [].as_slice()), (3, r#"{"n":7}"#, [0].as_slice())]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn unanswered_heartbeats_end_every_attempt_before_the_lease_does() {
     let mut house = house(&Shape { slots: 1, lease_s: 3.0, ..Shape::default() });
     let mut jobs = house.accept().await;

@@ -20,6 +20,7 @@
 #![expect(clippy::print_stdout, reason = "a test tells what it measured, and the log of a house that failed it")]
 
 mod administration;
+mod batches;
 mod collector;
 mod faults;
 mod glb;

@@ -15,7 +15,7 @@ use kit::{Fail, crash_point};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-pub(crate) use asked::{After, Nameable};
+pub(crate) use asked::{AFTER_MAX, After, Nameable};
 
 use super::{
     Ground,

@@ -46,7 +46,7 @@ use uuid::Uuid;
 pub(crate) use admission::{Standing, alone as admit_alone, lane_running};
 pub(crate) use backoff::Backoff;
 pub(crate) use cancel::close_within;
-pub(crate) use dependencies::{After, Nameable};
+pub(crate) use dependencies::{AFTER_MAX, After, Nameable};
 pub(crate) use dispatch::Seat;
 pub(crate) use events::Telling;
 pub(crate) use finalizes::list as list_finalizes;

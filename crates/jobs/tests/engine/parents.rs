@@ -17,7 +17,12 @@ use crate::{
 
 pub(crate) async fn fan_out(worker: &Worker, parent: &Assignment, ordinals: std::ops::Range<u32>) -> String {
     let jobs = ordinals
-        .map(|ordinal| FanOutJob { ordinal, task: "work".into(), args_json: format!(r#"{{"n": {ordinal}}}"#) })
+        .map(|ordinal| FanOutJob {
+            ordinal,
+            task: "work".into(),
+            args_json: format!(r#"{{"n": {ordinal}}}"#),
+            after: Vec::new(),
+        })
         .collect();
     let asked = FanOutRequest {
         attempt: parent.attempt.clone(),
@@ -190,7 +195,7 @@ async fn children_with_one_ordinal_are_refused_and_change_nothing() {
     let mut worker = house.worker(1).await;
     let id = user.submit(spec("process", "{}")).await;
     let parent = worker.next_assigned().await;
-    let child = |ordinal| FanOutJob { ordinal, task: "work".into(), args_json: "{}".into() };
+    let child = |ordinal| FanOutJob { ordinal, task: "work".into(), args_json: "{}".into(), after: Vec::new() };
     for jobs in [vec![child(1), child(1)], vec![child(100_000)]] {
         let asked = FanOutRequest { attempt: parent.attempt.clone(), jobs, ..FanOutRequest::default() };
         let refused = worker.attempts().fan_out(worker.request(asked)).await.unwrap_err();

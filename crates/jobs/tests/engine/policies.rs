@@ -67,7 +67,7 @@ async fn a_parent_whose_batch_did_not_meet_its_policy_fails_and_says_so() {
     let mut worker = house.worker(4).await;
     let id = user.submit(spec("process", "{}")).await;
     let parent = worker.next_assigned().await;
-    let child = |ordinal| FanOutJob { ordinal, task: "work".into(), args_json: "{}".into() };
+    let child = |ordinal| FanOutJob { ordinal, task: "work".into(), args_json: "{}".into(), after: Vec::new() };
     let asked = FanOutRequest {
         attempt: parent.attempt.clone(),
         jobs: vec![child(0), child(1)],

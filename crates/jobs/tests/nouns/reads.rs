@@ -298,7 +298,7 @@ async fn a_job_that_has_fanned_out_waits_for_its_children() {
         house.hand(vec![task("process_batch", "default", &json!({})), task("demo_child", "default", &json!({}))]).await;
     let parent = house.submit(&user, spec("process_batch")).await.expect("taken").id;
     let running = hand.take().await;
-    let child = FanOutJob { ordinal: 0, task: "demo_child".to_owned(), args_json: "{}".to_owned() };
+    let child = FanOutJob { ordinal: 0, task: "demo_child".to_owned(), args_json: "{}".to_owned(), after: Vec::new() };
     let fan_out = FanOutRequest { attempt: running.attempt.clone(), jobs: vec![child], ..FanOutRequest::default() };
     let batch = answer(AttemptsClient::new(house.peer.clone()).fan_out(hand.call.request(fan_out)).await)
         .expect("fanned out")

@@ -7,7 +7,17 @@ use serde_json::{Value, json};
 use worker::{Context, Ending, Failure, Level, Place, Registry, Task};
 
 pub(crate) fn registry() -> Registry {
-    Registry::new().with(Echo).with(Wait).with(Deaf).with(Spin).with(Hog).with(Pid).with(Copy).with(Crash).with(Fan)
+    Registry::new()
+        .with(Echo)
+        .with(Wait)
+        .with(Deaf)
+        .with(Spin)
+        .with(Hog)
+        .with(Pid)
+        .with(Copy)
+        .with(Crash)
+        .with(Fan)
+        .with(Grow)
 }
 
 macro_rules! task {
@@ -92,8 +102,15 @@ task!(Crash, "crash", Child, |_context, args| {
     std::process::exit(3)
 });
 
+task!(Grow, "grow", Worker, |context, _args| {
+    let sibling =
+        |ordinal, after| worker::ChildJob { ordinal, task: "echo".to_owned(), args: json!({ "n": 7 }), after };
+    let job_ids = context.add_siblings(vec![sibling(0, vec![]), sibling(3, vec![0])]).await?;
+    Ok(Ending::Done(json!({ "job_ids": job_ids })))
+});
+
 task!(Fan, "fan", Worker, |context, _args| {
-    let child = worker::ChildJob { ordinal: 0, task: "echo".to_owned(), args: json!({ "n": 0 }) };
+    let child = worker::ChildJob { ordinal: 0, task: "echo".to_owned(), args: json!({ "n": 0 }), after: Vec::new() };
     let finalize = worker::Finalize { task: "echo".to_owned(), args: json!({}), policy: worker::Policy::Always };
     Ok(Ending::AwaitBatch(context.fan_out(vec![child], &finalize).await?))
 });

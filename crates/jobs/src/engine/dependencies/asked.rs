@@ -8,7 +8,7 @@ use sqlx::PgPool;
 use uuid::Uuid;
 
 /// Jobs that one may run after.
-const AFTER_MAX: usize = 100;
+pub(crate) const AFTER_MAX: usize = 100;
 
 /// How the jobs that another runs after have to end.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -109,6 +109,11 @@ impl After {
             }
         }
         if faults.is_empty() { Ok(Self { jobs, needs }) } else { Err(faults) }
+    }
+
+    /// Of jobs that have to succeed.
+    pub(crate) fn success_of(jobs: BTreeSet<Uuid>) -> Self {
+        Self { jobs, needs: Needs::Succeeded }
     }
 
     pub(crate) fn is_empty(&self) -> bool {

@@ -150,7 +150,12 @@ impl Driver {
         let jobs: Vec<FanOutJob> = ordinals
             .map(|ordinal| {
                 let task = if self.random.percent(15) { "process" } else { "work" };
-                FanOutJob { ordinal, task: task.to_owned(), args_json: format!(r#"{{"n": {}}}"#, self.next()) }
+                FanOutJob {
+                    ordinal,
+                    task: task.to_owned(),
+                    args_json: format!(r#"{{"n": {}}}"#, self.next()),
+                    after: Vec::new(),
+                }
             })
             .collect();
         let finalize_task = if finalizes { "finish" } else { "" }.to_owned();
