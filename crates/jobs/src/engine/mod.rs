@@ -26,6 +26,7 @@ mod retries;
 mod standstill;
 mod states;
 mod steps;
+mod straight;
 mod submit;
 mod sweeps;
 mod unique;
