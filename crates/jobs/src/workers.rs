@@ -29,6 +29,9 @@ use crate::{
 const OUT_MAX: usize = 256;
 /// Reports that wait to be written; a worker that sends more waits itself.
 const REPORTS_MAX: usize = 64;
+/// Outcomes from which on no further report joins those that are written together: what more there is in the last of them is
+/// bound by the size of a message.
+const OUTCOMES_AT_ONCE: usize = 1_000;
 /// How long one stream lasts. A token is looked at when a stream is opened and at no message after, so this is how long a
 /// key that was changed lives on in it. A worker opens the next one with a new token, and goes on.
 const LIVES_AT_MOST: TimeDelta = TimeDelta::hours(1);
@@ -253,14 +256,22 @@ fn lost_end(was_sent: bool) -> End {
     }
 }
 
-/// Writes a worker's reports in their order, and sends receipts. An outcome that cannot be written now ends the stream: on
-/// the next one the worker tells again what no receipt has named.
+/// Writes a worker's reports in their order, those that have gathered together, and sends receipts. An outcome that cannot
+/// be written now ends the stream: on the next one the worker tells again what no receipt has named.
 async fn write_reports(core: Arc<Core>, seat: Arc<Seat>, mut waiting: mpsc::Receiver<Report>) {
-    while let Some(report) = waiting.recv().await {
-        for note in notes(&core, &report) {
-            core.engine.note(note);
+    while let Some(mut report) = waiting.recv().await {
+        let mut told = Vec::new();
+        loop {
+            for note in notes(&core, &report) {
+                core.engine.note(note);
+            }
+            told.append(&mut report.outcomes);
+            if told.len() >= OUTCOMES_AT_ONCE {
+                break;
+            }
+            let Ok(next) = waiting.try_recv() else { break };
+            report = next;
         }
-        let told = report.outcomes;
         if !told.is_empty() {
             crash_point("result-not-finished");
         }

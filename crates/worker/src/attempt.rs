@@ -95,9 +95,11 @@ impl Bench {
             Err(error) => Verdict { said: Some(Err(error.into())), why: None },
         };
         slot.reset().await;
-        match scratch::empty(&slot.scratch).await {
-            Ok(()) => slot.is_clean = true,
-            Err(error) => tracing::warn!(%error, "a scratch folder could not be emptied"),
+        if !slot.is_clean {
+            match scratch::empty(&slot.scratch).await {
+                Ok(()) => slot.is_clean = true,
+                Err(error) => tracing::warn!(%error, "a scratch folder could not be emptied"),
+            }
         }
 
         if let Some(Err(Failure::Failed { cause: Some(cause), .. })) = &verdict.said {
@@ -172,7 +174,10 @@ impl Bench {
                     Ok(said) => said,
                     Err(_) => Err(Failure::passing(kind::INTERNAL, "The task panicked.")),
                 });
-                supervise(body, &stop, orders, timeout, self.grace).await
+                let verdict = supervise(body, &stop, orders, timeout, self.grace).await;
+                // Most tasks in the worker's own process have no use for it, and need not wait for a look into it.
+                slot.is_clean = !context.has_shown_scratch();
+                verdict
             }
             Place::Child => {
                 let scratch = slot.scratch.clone();

@@ -5,7 +5,10 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use futures::future::BoxFuture;
@@ -174,13 +177,20 @@ pub(crate) trait Host: Send + Sync {
 pub struct Context {
     facts: Facts,
     scratch: PathBuf,
+    /// The task was told where its scratch folder is, or something was put there for it.
+    has_shown_scratch: AtomicBool,
     host: Arc<dyn Host>,
     stop: CancellationToken,
 }
 
 impl Context {
     pub(crate) fn new(facts: Facts, scratch: PathBuf, host: Arc<dyn Host>, stop: CancellationToken) -> Self {
-        Self { facts, scratch, host, stop }
+        Self { facts, scratch, has_shown_scratch: AtomicBool::new(false), host, stop }
+    }
+
+    /// Whether the scratch folder may have something in it: whoever has not been told of it has left nothing there.
+    pub(crate) fn has_shown_scratch(&self) -> bool {
+        self.has_shown_scratch.load(Ordering::Acquire)
     }
 
     /// The job's id: the same in every attempt, so that outside effects can be recognised by it.
@@ -209,6 +219,7 @@ impl Context {
     /// A folder of this attempt's own. It is empty at the start, and removed with all that is in it at the end.
     #[must_use]
     pub fn scratch(&self) -> &Path {
+        self.has_shown_scratch.store(true, Ordering::Release);
         &self.scratch
     }
 
@@ -259,6 +270,7 @@ impl Context {
     /// # Errors
     /// `not_found` for a file that is missing or another owner's.
     pub async fn fetch(&self, file_id: &str) -> Result<Input, Failure> {
+        self.has_shown_scratch.store(true, Ordering::Release);
         match self.host.ask(Question::Fetch { file_id: file_id.to_owned() }).await? {
             Answer::Fetched(input) => Ok(input),
             other => Err(mismatched(&other)),

@@ -67,6 +67,18 @@ struct State {
     unsent: VecDeque<AttemptRef>,
 }
 
+/// How a ledger stands at one moment.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Standing {
+    pub(crate) has_running: bool,
+    /// Outcomes that were not sent on the present stream.
+    pub(crate) has_outcomes_to_send: bool,
+    /// Progress or log lines.
+    pub(crate) has_told: bool,
+    /// Outcomes that no receipt has named yet.
+    pub(crate) unreceipted: usize,
+}
+
 impl Ledger {
     /// Enters an attempt; its orders, or `None` when it runs here already.
     pub(crate) fn begin(&self, attempt: &AttemptRef) -> Option<Orders> {
@@ -106,8 +118,12 @@ impl Ledger {
             state.outcomes.insert(attempt.clone(), outcome);
             state.unsent.push_back(attempt.clone());
         }
+        // Those in between go with the first, which the stream knows of, or with the last, which it waits for.
+        let is_news = state.unsent.len() <= 1 || state.running.is_empty();
         drop(state);
-        self.0.changed.notify_one();
+        if is_news {
+            self.0.changed.notify_one();
+        }
         is_held
     }
 
@@ -181,13 +197,15 @@ impl Ledger {
         state.running.is_empty() && state.outcomes.is_empty()
     }
 
-    pub(crate) fn has_outcomes_to_send(&self) -> bool {
-        !self.0.state.lock().unsent.is_empty()
-    }
-
-    pub(crate) fn has_told(&self) -> bool {
+    /// What there is to send, and what is still to come.
+    pub(crate) fn standing(&self) -> Standing {
         let state = self.0.state.lock();
-        !state.progress.is_empty() || !state.logs.is_empty()
+        Standing {
+            has_running: !state.running.is_empty(),
+            has_outcomes_to_send: !state.unsent.is_empty(),
+            has_told: !state.progress.is_empty() || !state.logs.is_empty(),
+            unreceipted: state.outcomes.len(),
+        }
     }
 
     /// What is to be sent, up to one message's worth; `None` when nothing is. What an attempt told goes before its outcome.
@@ -248,8 +266,10 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use futures::FutureExt as _;
     use proto::worker::Stopped;
+
+    use super::*;
 
     fn attempt(token: u64) -> AttemptRef {
         AttemptRef { job_id: "job".to_owned(), token }
@@ -273,6 +293,19 @@ mod tests {
         ledger.reconnected();
         assert_eq!(ledger.take_report(), None);
         assert!(ledger.is_empty());
+    }
+
+    #[test]
+    fn the_stream_is_woken_for_the_first_outcome_and_when_nothing_runs_any_more() {
+        let ledger = Ledger::default();
+        let orders: Vec<_> = (1..=4).map(|token| ledger.begin(&attempt(token))).collect();
+        let ends = |token| {
+            assert!(ledger.end(&attempt(token), End::Stopped(Stopped {})));
+            ledger.changed().now_or_never().is_some()
+        };
+        assert_eq!([1, 2, 3, 4].map(ends), [true, false, false, true]);
+        assert_eq!(ledger.take_report().expect("outcomes").outcomes.len(), 4);
+        drop(orders);
     }
 
     #[test]

@@ -20,14 +20,20 @@ use tonic::Streaming;
 use crate::{
     attempt::Bench,
     lease::{Heartbeats, Lease},
-    ledger::{Order, Why},
+    ledger::{Order, Standing, Why},
+    settings::SLOTS_MAX,
     slot::Slot,
 };
 
 /// How long `jobs` may take to open a stream and to welcome.
 const OPEN_WITHIN: Duration = Duration::from_secs(10);
-/// What is told goes out at most this often; outcomes at once.
+/// What is told goes out at most this often.
 const TOLD_EVERY: Duration = Duration::from_millis(50);
+/// How long an outcome waits for others, while something else runs: short attempts end by the hundred, and what is reported
+/// together is written, and their slots filled again, together. The last one to run waits for nothing.
+const GATHER: Duration = Duration::from_millis(1);
+/// Outcomes without a receipt at which a worker asks for no more work: `jobs` is behind, and must not be left further behind.
+const UNRECEIPTED_MAX: usize = 1_000;
 /// Messages that wait in the transport; what else there is to say stays in the ledger, where it is coalesced.
 const OUTGOING_MAX: usize = 4;
 const DELAY_FIRST: Duration = Duration::from_millis(100);
@@ -58,6 +64,24 @@ struct Connection {
     credit: u32,
     assignments_read: u64,
     told_at: Instant,
+    /// Until when the outcomes at hand wait for others; none while there are none.
+    gathers_until: Option<Instant>,
+}
+
+impl Connection {
+    /// Until when the outcomes at hand wait for more; none when they are to be sent, or there are none.
+    fn gathers_until(&mut self, standing: Standing, now: Instant) -> Option<Instant> {
+        if !standing.has_outcomes_to_send {
+            self.gathers_until = None;
+            return None;
+        }
+        let until = *self.gathers_until.get_or_insert(now + GATHER);
+        (standing.has_running && now < until).then_some(until)
+    }
+
+    fn asks_for_work(&self, standing: Standing, draining: &CancellationToken) -> bool {
+        self.credit > 0 && standing.unreceipted < UNRECEIPTED_MAX && !draining.is_cancelled()
+    }
 }
 
 impl Stream {
@@ -122,23 +146,30 @@ impl Stream {
             credit: u32::try_from(self.free.len()).unwrap_or(u32::MAX),
             assignments_read: 0,
             told_at: hello_at,
+            gathers_until: None,
         };
         let mut heartbeat = tokio::time::interval_at(Instant::now() + heartbeat_every, heartbeat_every);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (draining, give_up, lease) = (self.draining.clone(), self.give_up.clone(), self.lease.clone());
         let ledger = self.bench.ledger.clone();
+        let (over, given_up) = (lease.over(), give_up.cancelled());
+        tokio::pin!(over, given_up);
         while !self.is_finished() {
+            let standing = ledger.standing();
+            let now = Instant::now();
             let told_next = connection.told_at + TOLD_EVERY;
-            let has_told = ledger.has_told();
-            let is_told_due = has_told && told_next <= Instant::now();
+            let is_told_due = standing.has_told && told_next <= now;
+            let gathers_until = connection.gathers_until(standing, now);
+            let is_gathering = gathers_until.is_some();
             let is_due = connection.is_heartbeat_due
-                || ledger.has_outcomes_to_send()
+                || (standing.has_outcomes_to_send && !is_gathering)
                 || is_told_due
-                || (connection.credit > 0 && !draining.is_cancelled());
+                || connection.asks_for_work(standing, &draining);
             tokio::select! {
                 permit = sender.reserve(), if is_due => {
                     let permit = permit.map_err(|_| lost("jobs stopped listening"))?;
-                    if let Some(next) = next_message(&mut self.heartbeats, &mut connection, &self.bench, &draining) {
+                    let next = next_message(&mut self.heartbeats, &mut connection, &self.bench, &draining);
+                    if let Some(next) = next {
                         permit.send(message(next));
                     }
                 }
@@ -148,19 +179,20 @@ impl Stream {
                     Some(None) => {}
                     None => return Err(lost("jobs closed the stream")),
                 },
-                Some(slot) = self.freed.1.recv() => {
-                    self.free.push(slot);
-                    connection.credit += 1;
+                // While outcomes gather so do their slots.
+                freed = self.freed.1.recv_many(&mut self.free, SLOTS_MAX as usize), if !is_gathering => {
+                    connection.credit += u32::try_from(freed).unwrap_or(u32::MAX);
                 }
                 () = ledger.changed() => {}
-                () = tokio::time::sleep_until(told_next), if has_told && !is_told_due => {}
+                () = tokio::time::sleep_until(told_next), if standing.has_told && !is_told_due => {}
+                () = tokio::time::sleep_until(gathers_until.unwrap_or(now)), if is_gathering => {}
                 _ = heartbeat.tick() => connection.is_heartbeat_due = true,
                 () = draining.cancelled(), if !connection.has_said_draining => {
                     connection.has_said_draining = true;
                     connection.is_heartbeat_due = true;
                 }
-                () = lease.over() => return Err(lost("no heartbeat was answered for a lease")),
-                () = give_up.cancelled() => {}
+                () = &mut over => return Err(lost("no heartbeat was answered for a lease")),
+                () = &mut given_up => {}
             }
         }
         Ok(())
@@ -240,11 +272,8 @@ fn next_message(
         connection.told_at = Instant::now();
         return Some(from_worker::Message::Report(report));
     }
-    match std::mem::take(&mut connection.credit) {
-        0 => None,
-        _ if draining.is_cancelled() => None,
-        slots => Some(from_worker::Message::Credit(Credit { slots })),
-    }
+    let asks = connection.asks_for_work(bench.ledger.standing(), draining);
+    asks.then(|| from_worker::Message::Credit(Credit { slots: std::mem::take(&mut connection.credit) }))
 }
 
 /// Opens a stream that says `said`, a hello first, and is welcomed.
@@ -281,4 +310,53 @@ fn lost(why: &'static str) -> Fail {
 
 async fn within<T>(answer: impl Future<Output = T>) -> Result<T, Fail> {
     tokio::time::timeout(OPEN_WITHIN, answer).await.map_err(|_| lost("jobs did not answer"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const QUIET: Standing =
+        Standing { has_running: false, has_outcomes_to_send: false, has_told: false, unreceipted: 0 };
+
+    fn connection(credit: u32) -> Connection {
+        Connection {
+            lease_length: Duration::from_secs(30),
+            is_heartbeat_due: false,
+            has_said_draining: false,
+            credit,
+            assignments_read: 0,
+            told_at: Instant::now(),
+            gathers_until: None,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_outcome_waits_a_moment_for_others_and_the_last_for_nothing() {
+        let mut connection = connection(0);
+        let ended = Standing { has_outcomes_to_send: true, ..QUIET };
+        let begun = Instant::now();
+        assert_eq!(connection.gathers_until(ended, begun), None);
+        let others_run = Standing { has_running: true, ..ended };
+        assert_eq!(connection.gathers_until(QUIET, begun), None);
+        assert_eq!(connection.gathers_until(others_run, begun), Some(begun + GATHER));
+        // What joins does not make the first wait longer.
+        assert_eq!(connection.gathers_until(others_run, begun + GATHER / 2), Some(begun + GATHER));
+        assert_eq!(connection.gathers_until(others_run, begun + GATHER), None);
+        // Sent: the next is the first of others.
+        assert_eq!(connection.gathers_until(QUIET, begun + GATHER), None);
+        assert_eq!(connection.gathers_until(others_run, begun + GATHER), Some(begun + GATHER * 2));
+    }
+
+    #[tokio::test]
+    async fn a_worker_asks_for_no_more_while_jobs_owes_it_receipts() {
+        let draining = CancellationToken::new();
+        let behind = Standing { unreceipted: UNRECEIPTED_MAX, ..QUIET };
+        assert!(connection(1).asks_for_work(QUIET, &draining));
+        assert!(!connection(0).asks_for_work(QUIET, &draining));
+        assert!(!connection(1).asks_for_work(behind, &draining));
+        assert!(connection(1).asks_for_work(Standing { unreceipted: UNRECEIPTED_MAX - 1, ..QUIET }, &draining));
+        draining.cancel();
+        assert!(!connection(1).asks_for_work(QUIET, &draining));
+    }
 }

@@ -118,6 +118,16 @@ async fn a_healthy_child_serves_one_attempt_after_another() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_attempt_in_the_workers_process_finds_its_scratch_empty_whatever_was_left_there() {
+    let mut house = house(&Shape { slots: 1, ..Shape::default() });
+    let mut jobs = house.accept().await;
+    for (job, task) in [("a", "litter"), ("b", "litter"), ("c", "echo"), ("d", "litter")] {
+        let attempt = jobs.assign(job, task, json!({ "found": 0 })).await;
+        assert_eq!(result_of(jobs.outcome(&attempt).await)["found"], json!(0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_child_that_dies_is_a_crash_that_is_tried_again_and_one_that_panics_is_replaced() {
     let mut house = house(&Shape::default());
     let mut jobs = house.accept().await;

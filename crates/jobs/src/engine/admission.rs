@@ -17,14 +17,14 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use kit::Fail;
-use sqlx::PgConnection;
+use sqlx::{PgConnection, PgPool, Postgres, Transaction};
 use uuid::Uuid;
 
 use self::{
     bucket::{Bucket, Rate},
     plan::{Books, Lane, Limits, OF_QUEUE, Place, Share},
 };
-use super::dispatch::Claim;
+use super::{dispatch::Claim, straight};
 
 pub(crate) use lanes::lane_running;
 pub(super) use lanes::{Followed, follow, tidy};
@@ -40,6 +40,10 @@ const JOBS_LOOKED_AT: usize = 20_000;
 #[derive(Debug)]
 pub(crate) struct Known(AtomicU64);
 
+/// What was known at one moment.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Seen(u64);
+
 impl Default for Known {
     /// Until it has looked, it counts.
     fn default() -> Self {
@@ -52,18 +56,27 @@ impl Known {
         self.0.load(Ordering::Acquire) & 1 == 1
     }
 
-    /// Looks again, after a claim that may have left out what is limited.
+    /// What is known now, for [`learn`](Self::learn).
+    pub(super) fn seen(&self) -> Seen {
+        Seen(self.0.load(Ordering::Acquire))
+    }
+
+    /// Takes in what a statement read that began after `seen`. Where a limit was set here meanwhile that stands.
+    pub(super) fn learn(&self, Seen(before): Seen, is_limited: bool) {
+        let known = before & !1 | u64::from(is_limited);
+        let _newer = self.0.compare_exchange(before, known, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    /// Looks again, where no job that was claimed has told.
     pub(super) async fn look(&self, conn: &mut PgConnection) -> Result<(), Fail> {
-        let before = self.0.load(Ordering::Acquire);
+        let seen = self.seen();
         let is_limited = sqlx::query_scalar!(
             r#"select exists (select from jobs.queue where is_limited)
                  or exists (select from jobs.task where concurrency is not null) as "is_limited!""#,
         )
         .fetch_one(conn)
         .await?;
-        let known = before & !1 | u64::from(is_limited);
-        // Where a limit was set meanwhile that stands.
-        let _newer = self.0.compare_exchange(before, known, Ordering::AcqRel, Ordering::Acquire);
+        self.learn(seen, is_limited);
         Ok(())
     }
 
@@ -73,10 +86,12 @@ impl Known {
     }
 }
 
-/// Claims beside others, for the rest of the transaction.
-pub(super) async fn share(conn: &mut PgConnection) -> Result<(), Fail> {
-    sqlx::query!("select pg_advisory_xact_lock_shared(hashtextextended($1, 0))", LOCK).fetch_one(conn).await?;
-    Ok(())
+/// Begins a transaction that claims beside others.
+///
+/// # Errors
+/// As the database.
+pub(super) async fn beside(pool: &PgPool) -> Result<Transaction<'static, Postgres>, Fail> {
+    straight::begin_beside(pool, LOCK).await
 }
 
 /// Claims, or changes limits, alone, for the rest of the transaction.

@@ -34,7 +34,7 @@ use crate::{SCHEMA, submissions::ARGS_BYTES_MAX};
 /// Without a wake-up, look this often: another replica may have taken jobs in, and its word been lost.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Jobs that one claim takes at most.
-const CLAIM_MAX: u32 = 100;
+const CLAIM_MAX: u32 = 200;
 /// Bytes of arguments in one message to a worker: with what surrounds them, below the 4 MiB that gRPC takes in unless a
 /// client asks for more. A message that a worker cannot read would cost it its stream, and all its attempts with that.
 const ASSIGN_BYTES_MAX: usize = 3 * 1024 * 1024;
@@ -272,6 +272,8 @@ pub(super) struct Claim {
     unique_key: Option<String>,
     is_unique_for_all: bool,
     unique_hold: Option<String>,
+    /// Whether anything is limited, be it this job or not: the same for all of one claim.
+    is_limited: bool,
 }
 
 impl Claim {
@@ -303,17 +305,19 @@ impl Claim {
 /// limited, those that admission has chosen.
 async fn claim(ground: &Ground, seat: &Seat, free: u32) -> Result<Claimed, Fail> {
     let shared = Shared::begin();
-    let mut transaction = ground.pool.begin().await?;
     let mut admitted = None;
     let is_limited = ground.limits.is_limited();
-    if is_limited {
+    let mut transaction = if is_limited {
+        let mut transaction = ground.pool.begin().await?;
         admission::alone(&mut transaction).await?;
         let now = ground.clock.now();
         admitted = Some(admission::admit(&mut transaction, &seat.tasks, &seat.queues, free, now).await?);
+        transaction
     } else {
-        admission::share(&mut transaction).await?;
-    }
+        admission::beside(&ground.pool).await?
+    };
     let now = ground.clock.now();
+    let seen = ground.limits.seen();
     let chosen = admitted.as_ref().map(|admitted| admitted.jobs.as_slice());
     let mut claims = if chosen.is_some_and(<[Uuid]>::is_empty) {
         Vec::new()
@@ -323,7 +327,10 @@ async fn claim(ground: &Ground, seat: &Seat, free: u32) -> Result<Claimed, Fail>
     let is_full = claims.len() >= free as usize;
     // What is limited was left out by a claim that does not count, and one that counts may have no need to any more. A full one
     // looks, too: behind a long backlog none is anything else.
-    ground.limits.look(&mut transaction).await?;
+    match claims.first() {
+        Some(claim) => ground.limits.learn(seen, claim.is_limited),
+        None => ground.limits.look(&mut transaction).await?,
+    }
     let token_in = admitted.as_ref().and_then(|admitted| admitted.token_in);
     let is_changed = ground.limits.is_limited() != is_limited;
     // Under limits, what was started may have left something that only waits for a token.
@@ -339,6 +346,7 @@ async fn claim(ground: &Ground, seat: &Seat, free: u32) -> Result<Claimed, Fail>
     claims.sort_by_key(|claim| (claim.rank, claim.id));
     let mut telling = Telling::default();
     let mut word = Vec::with_capacity(claims.len());
+    let mut waits: HashMap<&str, metrics::Histogram> = HashMap::new();
     for claim in &claims {
         let data = events::state(claim.id, State::Running, claim.attempt, None);
         telling.job(claim.id, claim.events, claim.batch_id, "state", data);
@@ -360,7 +368,10 @@ async fn claim(ground: &Ground, seat: &Seat, free: u32) -> Result<Claimed, Fail>
             .with_traceparent(claim.traceparent.clone()),
         );
         let waited = (now - claim.run_at).to_std().unwrap_or_default();
-        metrics::histogram!("guildhall_job_wait_seconds", "queue" => claim.queue.clone()).record(waited.as_secs_f64());
+        let waits = waits
+            .entry(&claim.queue)
+            .or_insert_with(|| metrics::histogram!("guildhall_job_wait_seconds", "queue" => claim.queue.clone()));
+        waits.record(waited.as_secs_f64());
     }
     outbox::write(&mut transaction, SCHEMA, &word, &ground.clock, None).await?;
     let streams = telling.append(&mut transaction, now).await?;
@@ -384,7 +395,7 @@ async fn start_jobs(
 ) -> Result<Vec<Claim>, Fail> {
     let claims = sqlx::query_as!(
         Claim,
-        "with first as (
+        r#"with first as (
            select next.id
            from jobs.queue
            cross join lateral (
@@ -420,7 +431,9 @@ async fn start_jobs(
              select from jobs.worker where worker.id = $4 and worker.stream = $6 and worker.expires_at >= $5
            )
          returning job.id, owner_id, task, queue, lane, attempt, token, args, attempt_timeout_s, batch_id, ordinal,
-           is_finalize, request_id, traceparent, events, run_at, rank, unique_key, is_unique_for_all, unique_hold",
+           is_finalize, request_id, traceparent, events, run_at, rank, unique_key, is_unique_for_all, unique_hold,
+           exists (select from jobs.queue where is_limited)
+             or exists (select from jobs.task where concurrency is not null) as "is_limited!""#,
         &seat.tasks,
         &seat.queues,
         i64::from(free),

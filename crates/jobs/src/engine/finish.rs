@@ -24,6 +24,7 @@ use super::{
     retries,
     states::State,
     steps::{self, Ended, Row, Step},
+    straight,
 };
 use crate::files;
 
@@ -86,7 +87,7 @@ pub(crate) struct Outcome {
 /// As the database; nothing is done then.
 pub(crate) async fn finish(ground: &Ground, outcomes: Vec<Outcome>) -> Result<Vec<bool>, Fail> {
     let shared = Shared::begin();
-    let transaction = ground.pool.begin().await?;
+    let transaction = straight::begin(&ground.pool).await?;
     finish_in(ground, transaction, shared, outcomes).await
 }
 

@@ -27,6 +27,7 @@ mod retries;
 mod standstill;
 mod states;
 mod steps;
+mod straight;
 mod submit;
 mod sweeps;
 mod unique;
@@ -68,8 +69,8 @@ use steps::Aftermath;
 
 use crate::{SCHEMA, Settings, acts};
 
-/// Outcomes that one transaction takes at most.
-const GROUP_MAX: usize = 200;
+/// Outcomes that one transaction takes at most. It holds their rows for some tens of milliseconds then.
+const GROUP_MAX: usize = 500;
 /// Attempts that one transaction writes about at most.
 const PAGES_MAX: usize = 100;
 

@@ -313,26 +313,30 @@ async fn move_to_history(conn: &mut PgConnection, steps: &[Step], now: DateTime<
     if finals.is_empty() {
         return Ok(());
     }
-    let ids: Vec<Uuid> = finals.iter().map(|step| step.row.id).collect();
     let error = |part: &dyn Fn(&Fault) -> String| -> Vec<Option<String>> {
         finals.iter().map(|step| step.error.as_ref().map(part)).collect()
     };
     sqlx::query!(
-        "insert into jobs.job_history (id, owner_id, task, queue, state, priority, run_at, attempt, max_attempts,
+        "with gone as (
+           delete from jobs.job
+           using unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::boolean[])
+             as final (id, state, result, kind, message, retryable)
+           where job.id = final.id
+           returning job.*, final.state as end_state, final.result, final.kind, final.message, final.retryable
+         )
+         insert into jobs.job_history (id, owner_id, task, queue, state, priority, run_at, attempt, max_attempts,
            attempt_timeout_s, backoff, worker_id, started_at, progress_percent, progress_stage, progress_message,
            error_kind, error_message, error_retryable, batch_id, ordinal, is_finalize, child_batch_id, cancel_asked_at,
            cancel_asked_by, cancel_reason, events, request_id, traceparent, tags, args, result, created_at, finished_at,
            queue_timeout_s, deadline_s, deadline_at, retry_on, concurrency_key, lane, unique_key,
            is_unique_for_all, unique_hold)
-         select job.id, owner_id, task, queue, final.state, priority, run_at, attempt, max_attempts, attempt_timeout_s,
-           backoff, worker_id, started_at, progress_percent, progress_stage, progress_message, final.kind, final.message,
-           final.retryable, batch_id, ordinal, is_finalize, child_batch_id, cancel_asked_at, cancel_asked_by,
-           cancel_reason, events + 1, request_id, traceparent, tags, args, final.result, created_at, $7, queue_timeout_s,
-           deadline_s, deadline_at, retry_on, concurrency_key, lane, unique_key, is_unique_for_all, unique_hold
-         from jobs.job
-         join unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::boolean[])
-           as final (id, state, result, kind, message, retryable) on final.id = job.id",
-        &ids,
+         select id, owner_id, task, queue, end_state, priority, run_at, attempt, max_attempts, attempt_timeout_s,
+           backoff, worker_id, started_at, progress_percent, progress_stage, progress_message, kind, message, retryable,
+           batch_id, ordinal, is_finalize, child_batch_id, cancel_asked_at, cancel_asked_by, cancel_reason, events + 1,
+           request_id, traceparent, tags, args, result, created_at, $7, queue_timeout_s, deadline_s, deadline_at, retry_on,
+           concurrency_key, lane, unique_key, is_unique_for_all, unique_hold
+         from gone",
+        &finals.iter().map(|step| step.row.id).collect::<Vec<_>>(),
         &finals.iter().map(|step| step.next.as_str().to_owned()).collect::<Vec<_>>(),
         &finals.iter().map(|step| step.result.clone()).collect::<Vec<_>>() as &[Option<String>],
         &error(&|fault| fault.kind.clone()) as &[Option<String>],
@@ -340,9 +344,8 @@ async fn move_to_history(conn: &mut PgConnection, steps: &[Step], now: DateTime<
         &finals.iter().map(|step| step.error.as_ref().map(|f| f.is_retryable)).collect::<Vec<_>>() as &[Option<bool>],
         now,
     )
-    .execute(&mut *conn)
+    .execute(conn)
     .await?;
-    sqlx::query!("delete from jobs.job where id = any($1)", &ids).execute(conn).await?;
     Ok(())
 }
 

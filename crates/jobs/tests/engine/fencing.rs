@@ -49,6 +49,31 @@ async fn an_outcome_told_twice_counts_once() {
 }
 
 #[tokio::test]
+async fn reports_that_come_while_one_is_written_are_written_together() {
+    let house = House::new().await;
+    let user = house.user(&["operator"]);
+    let mut worker = house.worker(3).await;
+    user.submit_all(vec![spec("work", "{}"); 3], None).await.unwrap();
+    let assigned = worker.assigned(3).await;
+    let attempts: Vec<_> = assigned.iter().filter_map(|assigned| assigned.attempt.clone()).collect();
+    let mut held = house.database.pool().begin().await.unwrap();
+    sqlx::query("select from jobs.job where id = $1::uuid for update")
+        .bind(&attempts[0].job_id)
+        .execute(&mut *held)
+        .await
+        .unwrap();
+    worker.say(&assigned[0], succeeded("1")).await;
+    something_waits(house.database.pool()).await;
+    worker.say(&assigned[1], succeeded("2")).await;
+    worker.say(&assigned[2], succeeded("3")).await;
+    // Its answer says that what was told before it was heard.
+    worker.heartbeat(attempts.clone(), 1, 3).await;
+    held.rollback().await.unwrap();
+    assert_eq!(worker.receipted().await, [attempts[0].job_id.clone()]);
+    assert_eq!(worker.receipted().await, [attempts[1].job_id.clone(), attempts[2].job_id.clone()]);
+}
+
+#[tokio::test]
 async fn heartbeats_keep_a_lease_however_long_the_attempt_runs() {
     let house = House::new().await;
     let user = house.user(&["operator"]);

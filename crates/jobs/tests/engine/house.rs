@@ -508,6 +508,17 @@ impl Worker {
         self.send(from_worker::Message::Report(Report { outcomes, ..Report::default() })).await;
     }
 
+    /// The jobs of the next receipt whose outcomes were accepted.
+    pub(crate) async fn receipted(&mut self) -> Vec<String> {
+        self.find(|message| match message {
+            to_worker::Message::Receipt(receipt) => {
+                Some(receipt.accepted.iter().map(|attempt| attempt.job_id.clone()).collect())
+            }
+            _ => None,
+        })
+        .await
+    }
+
     /// What the service ends the stream with.
     pub(crate) async fn broken(&mut self) -> Fail {
         let end = async {

@@ -7,17 +7,8 @@ use serde_json::{Value, json};
 use worker::{Context, Ending, Failure, Level, Place, Registry, Task};
 
 pub(crate) fn registry() -> Registry {
-    Registry::new()
-        .with(Echo)
-        .with(Wait)
-        .with(Deaf)
-        .with(Spin)
-        .with(Hog)
-        .with(Pid)
-        .with(Copy)
-        .with(Crash)
-        .with(Fan)
-        .with(Grow)
+    let registry = Registry::new().with(Echo).with(Wait).with(Deaf).with(Spin).with(Hog).with(Pid).with(Copy);
+    registry.with(Crash).with(Fan).with(Grow).with(Litter)
 }
 
 macro_rules! task {
@@ -113,4 +104,11 @@ task!(Fan, "fan", Worker, |context, _args| {
     let child = worker::ChildJob { ordinal: 0, task: "echo".to_owned(), args: json!({ "n": 0 }), after: Vec::new() };
     let finalize = worker::Finalize { task: "echo".to_owned(), args: json!({}), policy: worker::Policy::Always };
     Ok(Ending::AwaitBatch(context.fan_out(vec![child], &finalize).await?))
+});
+
+// Leaves a file where it works, in the worker's own process, and tells how many it has found there.
+task!(Litter, "litter", Worker, |context, _args| {
+    let found = std::fs::read_dir(context.scratch())?.count();
+    std::fs::write(context.scratch().join("left"), "litter")?;
+    Ok(Ending::Done(json!({ "found": found })))
 });
