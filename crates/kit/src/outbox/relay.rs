@@ -3,10 +3,15 @@
 //! neither mark nor read any more, and stops.
 //!
 //! **Order per subject.** A group is read from the first row that is not marked. The bus sends a subject's event when the
-//! one before it is confirmed, and a row is marked when it is confirmed itself; so an event that is in a queue has all
-//! earlier ones of its subject in front of it. What was not confirmed is read and sent again with all that follows it.
-//! Even two leaders at a time, the old one with words still on the wire, keep that: each sends a subject's events without
-//! a gap from the first that is not marked, and the first arrivals of two such rows of events are in order.
+//! one before it is confirmed, and a row is marked when each event in it is confirmed. So of an event that is sent, every
+//! earlier one of its subject was confirmed before: it stands in a row that is marked, or in this group in front of it, or
+//! in the group before this, of which all was confirmed when this one was begun. An event that is in a queue has all earlier
+//! ones of its subject in front of it.
+//!
+//! A row of which something was not confirmed stays unmarked and is read and sent again as a whole, and others behind it may
+//! be marked by then. What of it had arrived arrives a second time, perhaps behind later events of its subject, and is known
+//! by its id; what had not is a first arrival still, and so is whatever follows it. Two leaders at a time, the old one with
+//! words still on the wire, keep all that: what holds of each event that one of them sends holds of the first that arrives.
 
 use std::time::Duration;
 
@@ -15,18 +20,22 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{bell, lag, source};
+use super::{
+    bell,
+    bundle::{self, COLUMNS},
+    lag,
+};
 use crate::{
     Clock, Fail,
-    bus::{Bus, Event, Message, Publisher},
+    bus::{Bus, Message, Publisher},
     crash_point,
     db::Schema,
     tasks::Tasks,
     telemetry::{Span, span},
 };
 
-/// Rows that are read, published and marked together.
-const GROUP_ROWS_MAX: i64 = 1024;
+/// Events that are read, published and marked together, and as many more as the last row has.
+const GROUP_EVENTS_MAX: i64 = 1024;
 /// Between looks at an idle outbox. A write in this process rings before its transaction commits, so that the first look
 /// after it comes soon, and the next ones later and later.
 const LOOK_FIRST: Duration = Duration::from_millis(2);
@@ -73,9 +82,24 @@ struct Relay {
 struct Group {
     generation: i64,
     seqs: Vec<i64>,
+    /// Of each row, how many of the messages are its own.
+    counts: Vec<usize>,
     messages: Vec<Message>,
     /// Of those that belong to a trace: they end with the group, when the bus has said what became of it.
     spans: Vec<Span>,
+}
+
+impl Group {
+    /// The rows of which every event was confirmed, of which there is a word for each message.
+    fn confirmed(&self, messages: &[bool]) -> Vec<i64> {
+        let mut rest = messages;
+        let rows = self.seqs.iter().zip(&self.counts).filter(|(_, count)| {
+            let (own, behind) = rest.split_at(**count);
+            rest = behind;
+            own.iter().all(|is_confirmed| *is_confirmed)
+        });
+        rows.map(|(seq, _)| *seq).collect()
+    }
 }
 
 impl Relay {
@@ -181,8 +205,7 @@ impl<'a> Leader<'a> {
             () = stopped => return Ok((Group::default(), None)),
         };
         crash_point("relay-published-not-marked");
-        let confirmed = group.seqs.iter().zip(&published.confirmed).filter(|(_, is)| **is);
-        let confirmed: Vec<i64> = confirmed.map(|(seq, _)| *seq).collect();
+        let confirmed = group.confirmed(&published.confirmed);
         let is_marked = confirmed.is_empty() || rows.mark(&confirmed, group.generation).await?;
         let follows = is_marked && confirmed.len() == group.seqs.len();
         Ok((if follows { next } else { Group::default() }, published.fail))
@@ -238,47 +261,50 @@ impl Rows<'_> {
         }
         let table = self.relay.schema.name();
         let read = sqlx::query(AssertSqlSafe(format!(
-            "select replay.generation, seq, id, type, subject, data, traceparent, at
-             from {table}.outbox
+            "select replay.generation, {COLUMNS}
+             from (
+               select {COLUMNS}, sum(events) over (order by seq) - events as before
+               from (
+                 select {COLUMNS}, events
+                 from {table}.outbox
+                 where published_at is null
+                   and seq > (select case when generation = $1 then $2 else 0 end from {table}.outbox_replay)
+                   and seq <> all ($3)
+                 order by seq
+                 limit $4
+               ) as waiting
+             ) as first
              cross join {table}.outbox_replay as replay
-             where published_at is null
-               and seq > (select case when generation = $1 then $2 else 0 end from {table}.outbox_replay)
-               and seq <> all ($3)
-             order by seq
-             limit $4"
+             where before < $4
+             order by seq"
         )))
         .bind(self.look.generation)
         .bind(if is_whole { 0 } else { self.look.floor })
         .bind(in_hand)
-        .bind(GROUP_ROWS_MAX)
+        .bind(GROUP_EVENTS_MAX)
         .fetch_all(&mut self.connection);
         let found = within(ANSWER_WITHIN, read).await?;
         let mut group = Group::default();
         for row in found {
-            let mut event = Event {
-                id: row.try_get("id")?,
-                kind: row.try_get("type")?,
-                source: source(table),
-                subject: row.try_get("subject")?,
-                at: row.try_get("at")?,
-                traceparent: row.try_get("traceparent")?,
-                data: row.try_get::<Vec<u8>, _>("data")?.into(),
-            };
-            if let Some(traceparent) = &mut event.traceparent {
-                let span = span::publish(&event.kind, event.id, traceparent);
-                // Consumers go on from the publishing.
-                *traceparent = span.traceparent().unwrap_or(std::mem::take(traceparent));
-                group.spans.push(span);
-            }
+            let events = bundle::unpack(&row, table)?;
             group.generation = row.try_get("generation")?;
             group.seqs.push(row.try_get("seq")?);
-            group.messages.push(Message {
-                id: event.id,
-                body: event.to_bytes(),
-                kind: event.kind,
-                subject: event.subject,
-                generation: group.generation,
-            });
+            group.counts.push(events.len());
+            for mut event in events {
+                if let Some(traceparent) = &mut event.traceparent {
+                    let span = span::publish(&event.kind, event.id, traceparent);
+                    // Consumers go on from the publishing.
+                    *traceparent = span.traceparent().unwrap_or(std::mem::take(traceparent));
+                    group.spans.push(span);
+                }
+                group.messages.push(Message {
+                    id: event.id,
+                    body: event.to_bytes(),
+                    kind: event.kind,
+                    subject: event.subject,
+                    generation: group.generation,
+                });
+            }
         }
         if !group.seqs.is_empty() && group.generation != self.look.generation {
             self.look = Look::new(group.generation);
@@ -321,4 +347,17 @@ where
 {
     let answer = tokio::time::timeout(time, answer).await;
     Ok(answer.map_err(|_| Fail::unavailable("database_unavailable", "The database does not answer."))??)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_is_confirmed_when_each_of_its_events_is() {
+        let group = Group { seqs: vec![1, 2, 5, 6], counts: vec![2, 1, 3, 1], ..Group::default() };
+        assert_eq!(group.confirmed(&[true; 7]), [1, 2, 5, 6]);
+        assert_eq!(group.confirmed(&[true, true, false, true, true, false, true]), [1, 6]);
+        assert_eq!(group.confirmed(&[false, true, true, false, true, true, true]), [2, 6]);
+    }
 }
