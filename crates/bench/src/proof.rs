@@ -86,8 +86,12 @@ pub(crate) async fn rows(url: &str) -> Result<String, Fault> {
     )
     .fetch_one(&mut connection)
     .await?;
-    let attempts: i64 = sqlx::query_scalar("select count(*) from jobs.attempt").fetch_one(&mut connection).await?;
-    let events: i64 = sqlx::query_scalar("select count(*) from jobs.event").fetch_one(&mut connection).await?;
+    let attempts: i64 = sqlx::query_scalar(
+        "select (select count(*) from jobs.attempt) + (select count(*) from jobs.job_history where token is not null)",
+    )
+    .fetch_one(&mut connection)
+    .await?;
+    let events: i64 = sqlx::query_scalar("select count(*) from jobs.any_event").fetch_one(&mut connection).await?;
     let (outbox, published, outbox_rows): (i64, i64, i64) = sqlx::query_as(
         "select coalesce(sum(events), 0)::bigint,
            coalesce(sum(events) filter (where published_at is not null), 0)::bigint,
