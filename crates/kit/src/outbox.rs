@@ -20,6 +20,7 @@
 //! Transactions that touch one subject without such a row are side by side, and their order means nothing.
 
 mod bundle;
+mod group;
 mod relay;
 mod replay;
 

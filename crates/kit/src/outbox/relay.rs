@@ -15,30 +15,32 @@
 
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, PgConnection, PgPool, Row as _};
+use sqlx::{AssertSqlSafe, Executor as _, PgConnection, PgPool};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{
-    bell,
-    bundle::{self, COLUMNS},
-    lag,
-};
+use super::{bell, bundle::COLUMNS, group::Group, lag};
 use crate::{
     Clock, Fail,
-    bus::{Bus, Message, Publisher},
+    bus::{Bus, Publisher},
     crash_point,
     db::Schema,
     tasks::Tasks,
-    telemetry::{Span, span},
 };
 
 /// Events that are read, published and marked together, and as many more as the last row has.
-const GROUP_EVENTS_MAX: i64 = 1024;
-/// Between looks at an idle outbox. A write in this process rings before its transaction commits, so that the first look
-/// after it comes soon, and the next ones later and later.
+const GROUP_EVENTS_MAX: u16 = 1024;
+/// Of the leader's session. A mark that a crash of Postgres takes back has its events sent again, which is what a mark that
+/// came too late does, so it need not wait for the disk. And its few statements are planned once, in the only way that is
+/// good whatever the outbox holds: by the indexes.
+const LEADS_BY: &str = "set synchronous_commit = off; set plan_cache_mode = force_generic_plan; \
+                        set enable_seqscan = off; set enable_bitmapscan = off; set enable_sort = off; set jit = off";
+/// Between looks at an idle outbox, which come soon after something was there, and then later and later.
 const LOOK_FIRST: Duration = Duration::from_millis(2);
+/// From the ring of a write in this process to the look. It rings before its transaction commits; and while an engine writes
+/// hundreds of times a second, each look finds several of them, which are sent and marked as one.
+const GATHER: Duration = Duration::from_millis(10);
 const LOOK_MAX: Duration = Duration::from_millis(250);
 /// Between tries to lead. Not a lock that is waited for: a waiting statement is a snapshot, which keeps Postgres from
 /// clearing away dead rows everywhere.
@@ -77,31 +79,6 @@ struct Relay {
     stopping: CancellationToken,
 }
 
-/// Rows as they were read together, and the generation that they were read in.
-#[derive(Debug, Default)]
-struct Group {
-    generation: i64,
-    seqs: Vec<i64>,
-    /// Of each row, how many of the messages are its own.
-    counts: Vec<usize>,
-    messages: Vec<Message>,
-    /// Of those that belong to a trace: they end with the group, when the bus has said what became of it.
-    spans: Vec<Span>,
-}
-
-impl Group {
-    /// The rows of which every event was confirmed, of which there is a word for each message.
-    fn confirmed(&self, messages: &[bool]) -> Vec<i64> {
-        let mut rest = messages;
-        let rows = self.seqs.iter().zip(&self.counts).filter(|(_, count)| {
-            let (own, behind) = rest.split_at(**count);
-            rest = behind;
-            own.iter().all(|is_confirmed| *is_confirmed)
-        });
-        rows.map(|(seq, _)| *seq).collect()
-    }
-}
-
 impl Relay {
     /// Waits to lead and leads, until the process stops.
     ///
@@ -115,6 +92,7 @@ impl Relay {
                 .fetch_one(&mut connection);
             let leads: bool = within(ANSWER_WITHIN, lead).await?;
             if leads {
+                within(ANSWER_WITHIN, connection.execute(LEADS_BY)).await?;
                 info!(service = self.schema.name(), "this process publishes the service's events");
                 return Box::pin(Leader::new(&self, connection).lead()).await;
             }
@@ -138,6 +116,15 @@ impl Relay {
     }
 }
 
+/// What came of a group.
+#[derive(Debug, Default)]
+struct Passed {
+    next: Group,
+    /// More is there. Otherwise what was written meanwhile has rung, or is found by the next look.
+    is_more: bool,
+    fail: Option<Fail>,
+}
+
 struct Leader<'a> {
     rows: Rows<'a>,
     publisher: Publisher,
@@ -153,26 +140,28 @@ impl<'a> Leader<'a> {
         let bell = bell(relay.schema);
         let (mut quiet, mut retry) = (LOOK_FIRST, RETRY_FIRST);
         let mut group = Group::default();
+        let mut is_more = true;
         while !relay.stopping.is_cancelled() {
-            if group.seqs.is_empty() {
+            if is_more && group.seqs.is_empty() {
                 group = self.rows.read(&[]).await?;
             }
             if group.seqs.is_empty() {
+                is_more = true;
                 tokio::select! {
                     () = relay.stopping.cancelled() => {}
                     () = tokio::time::sleep(quiet) => quiet = (quiet * 2).min(LOOK_MAX),
                     () = bell.notified() => {
                         quiet = LOOK_FIRST;
-                        // Whoever rang is about to commit, and others may be writing too.
-                        tokio::time::sleep(quiet).await;
+                        tokio::time::sleep(GATHER).await;
                     }
                 }
                 continue;
             }
             quiet = LOOK_FIRST;
-            let (next, fail) = Box::pin(self.pass_on(&group)).await?;
-            group = next;
-            let Some(fail) = fail else {
+            let passed = Box::pin(self.pass_on(&group)).await?;
+            is_more = passed.is_more;
+            group = passed.next;
+            let Some(fail) = passed.fail else {
                 retry = RETRY_FIRST;
                 continue;
             };
@@ -185,11 +174,12 @@ impl<'a> Leader<'a> {
         Ok(())
     }
 
-    /// Publishes a group and marks what was confirmed. The next group is read meanwhile, and is empty when it would not
-    /// follow: when something of this one has to be sent again first.
-    async fn pass_on(&mut self, group: &Group) -> Result<(Group, Option<Fail>), Fail> {
+    /// Publishes a group and marks what was confirmed. Behind one that is as large as they come the next is read meanwhile; it
+    /// is empty when it would not follow: when something of this one has to be sent again first.
+    async fn pass_on(&mut self, group: &Group) -> Result<Passed, Fail> {
         crash_point("relay-before-publish");
         let Self { rows, publisher } = self;
+        let is_full = group.messages.len() >= GROUP_EVENTS_MAX.into();
         let (done, stopping) = (CancellationToken::new(), rows.relay.stopping.clone());
         let publish = async {
             let published = publisher.publish(&group.messages).await;
@@ -201,14 +191,18 @@ impl<'a> Leader<'a> {
             tokio::time::sleep(LAST_GROUP_WITHIN).await;
         };
         let (published, next) = tokio::select! {
-            both = async { tokio::try_join!(publish, rows.read_beside(&group.seqs, &done)) } => both?,
-            () = stopped => return Ok((Group::default(), None)),
+            both = async { tokio::try_join!(publish, rows.read_beside(&group.seqs, is_full, &done)) } => both?,
+            () = stopped => return Ok(Passed::default()),
         };
         crash_point("relay-published-not-marked");
         let confirmed = group.confirmed(&published.confirmed);
         let is_marked = confirmed.is_empty() || rows.mark(&confirmed, group.generation).await?;
         let follows = is_marked && confirmed.len() == group.seqs.len();
-        Ok((if follows { next } else { Group::default() }, published.fail))
+        Ok(Passed {
+            next: if follows { next } else { Group::default() },
+            is_more: is_full || !follows,
+            fail: published.fail,
+        })
     }
 }
 
@@ -240,9 +234,10 @@ impl Look {
 }
 
 impl Rows<'_> {
-    /// Reads what follows the rows in hand, and then watches whether this process still leads, until `done`.
-    async fn read_beside(&mut self, in_hand: &[i64], done: &CancellationToken) -> Result<Group, Fail> {
-        let next = self.read(in_hand).await?;
+    /// Reads what follows the rows in hand, if that is asked for, and then watches whether this process still leads, until
+    /// `done`.
+    async fn read_beside(&mut self, in_hand: &[i64], reads: bool, done: &CancellationToken) -> Result<Group, Fail> {
+        let next = if reads { self.read(in_hand).await? } else { Group::default() };
         loop {
             tokio::select! {
                 () = done.cancelled() => return Ok(next),
@@ -281,30 +276,12 @@ impl Rows<'_> {
         .bind(self.look.generation)
         .bind(if is_whole { 0 } else { self.look.floor })
         .bind(in_hand)
-        .bind(GROUP_EVENTS_MAX)
+        .bind(i64::from(GROUP_EVENTS_MAX))
         .fetch_all(&mut self.connection);
         let found = within(ANSWER_WITHIN, read).await?;
         let mut group = Group::default();
         for row in found {
-            let events = bundle::unpack(&row, table)?;
-            group.generation = row.try_get("generation")?;
-            group.seqs.push(row.try_get("seq")?);
-            group.counts.push(events.len());
-            for mut event in events {
-                if let Some(traceparent) = &mut event.traceparent {
-                    let span = span::publish(&event.kind, event.id, traceparent);
-                    // Consumers go on from the publishing.
-                    *traceparent = span.traceparent().unwrap_or(std::mem::take(traceparent));
-                    group.spans.push(span);
-                }
-                group.messages.push(Message {
-                    id: event.id,
-                    body: event.to_bytes(),
-                    kind: event.kind,
-                    subject: event.subject,
-                    generation: group.generation,
-                });
-            }
+            group.add(&row, table)?;
         }
         if !group.seqs.is_empty() && group.generation != self.look.generation {
             self.look = Look::new(group.generation);
@@ -347,17 +324,4 @@ where
 {
     let answer = tokio::time::timeout(time, answer).await;
     Ok(answer.map_err(|_| Fail::unavailable("database_unavailable", "The database does not answer."))??)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_row_is_confirmed_when_each_of_its_events_is() {
-        let group = Group { seqs: vec![1, 2, 5, 6], counts: vec![2, 1, 3, 1], ..Group::default() };
-        assert_eq!(group.confirmed(&[true; 7]), [1, 2, 5, 6]);
-        assert_eq!(group.confirmed(&[true, true, false, true, true, false, true]), [1, 6]);
-        assert_eq!(group.confirmed(&[false, true, true, false, true, true, true]), [2, 6]);
-    }
 }
