@@ -86,27 +86,24 @@ pub(crate) async fn rows(url: &str) -> Result<String, Fault> {
     )
     .fetch_one(&mut connection)
     .await?;
-    let attempts: i64 = sqlx::query_scalar("select count(*) from jobs.attempt").fetch_one(&mut connection).await?;
-    let events: i64 = sqlx::query_scalar("select count(*) from jobs.event").fetch_one(&mut connection).await?;
-    let outbox: i64 = sqlx::query_scalar("select count(*) from jobs.outbox").fetch_one(&mut connection).await?;
-    let is_published: bool = sqlx::query_scalar(
-        "select exists (
-           select from information_schema.columns
-           where table_schema = 'jobs' and table_name = 'outbox' and column_name = 'published_at'
-         )",
+    let attempts: i64 = sqlx::query_scalar(
+        "select (select count(*) from jobs.attempt) + (select count(*) from jobs.job_history where token is not null)",
     )
     .fetch_one(&mut connection)
     .await?;
-    let published: i64 = if is_published {
-        sqlx::query_scalar("select count(*) from jobs.outbox where published_at is not null")
-            .fetch_one(&mut connection)
-            .await?
-    } else {
-        0
-    };
+    let events: i64 = sqlx::query_scalar("select count(*) from jobs.any_event").fetch_one(&mut connection).await?;
+    let (outbox, published, outbox_rows): (i64, i64, i64) = sqlx::query_as(
+        "select coalesce(sum(events), 0)::bigint,
+           coalesce(sum(events) filter (where published_at is not null), 0)::bigint,
+           count(*)
+         from jobs.outbox",
+    )
+    .fetch_one(&mut connection)
+    .await?;
     connection.close().await?;
     Ok(format!(
-        "jobs: {jobs}; attempts: {attempts}; live events: {events}; outbox: {outbox} written, {published} published"
+        "jobs: {jobs}; attempts: {attempts}; live events: {events}; outbox: {outbox} written in {outbox_rows} rows, \
+         {published} published"
     ))
 }
 

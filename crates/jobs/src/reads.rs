@@ -213,6 +213,11 @@ pub(crate) async fn list_attempts(
              select attempt, token, 'running', worker_id, attempt_started_at, null, null, null, null
              from jobs.job
              where id = $1 and worker_id is not null and attempt_started_at is not null
+             union all
+             -- The one that succeeded has no row of its own.
+             select attempt, token, 'succeeded', worker_id, attempt_started_at, finished_at, null, null, null
+             from jobs.job_history
+             where id = $1 and token is not null
            ) as attempts
            where token < $2
            order by token desc

@@ -5,7 +5,7 @@
 //! ```sql
 //! create table outbox (
 //!   seq bigint generated always as identity primary key,
-//!   id uuid not null, type text not null, subject text not null, data bytea not null,
+//!   id uuid, type text not null, subject text, events integer not null default 1, data bytea not null,
 //!   traceparent text, at timestamptz not null, published_at timestamptz
 //! );
 //! create index outbox_unpublished on outbox (seq) where published_at is null;
@@ -13,22 +13,27 @@
 //! insert into outbox_replay values (0);
 //! ```
 //!
-//! **Order.** Events of one subject are sent in the order of `seq`. That is the order in which things happened wherever a
+//! A row holds one event, or as many as one transaction told of one type: `bundle.rs`.
+//!
+//! **Order.** Events of one subject are sent in the order of `seq`, and within a row in theirs. That is the order in which things happened wherever a
 //! transaction takes the subject's row before it writes the event, as every change of a job, batch or user does.
 //! Transactions that touch one subject without such a row are side by side, and their order means nothing.
 
+mod bundle;
+mod group;
 mod relay;
 mod replay;
 
 use std::{collections::HashMap, sync::Arc};
 
+use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use parking_lot::Mutex;
 use prost::Message;
 use sqlx::{AssertSqlSafe, PgConnection, PgPool};
 use tokio::sync::Notify;
 
-use crate::{Clock, Fail, db::Schema};
+use crate::{Clock, Fail, bus, db::Schema};
 
 pub use relay::start_relay;
 pub use replay::Service;
@@ -38,7 +43,7 @@ pub use replay::Service;
 pub struct Event {
     pub kind: &'static str,
     pub subject: String,
-    pub data: Vec<u8>,
+    pub data: Bytes,
     /// Whose doing it is, as W3C trace context, where it is not that of the whole transaction.
     pub traceparent: Option<String>,
 }
@@ -46,7 +51,7 @@ pub struct Event {
 impl Event {
     #[expect(clippy::needless_pass_by_value, reason = "an id is copied, and a borrow of it would only be in the way")]
     pub fn new(kind: &'static str, subject: impl ToString, message: &impl Message) -> Self {
-        Self { kind, subject: subject.to_string(), data: message.encode_to_vec(), traceparent: None }
+        Self { kind, subject: subject.to_string(), data: message.encode_to_vec().into(), traceparent: None }
     }
 
     #[must_use]
@@ -71,24 +76,21 @@ pub async fn write(
     if events.is_empty() {
         return Ok(());
     }
-    let ids: Vec<_> = events.iter().map(|_| clock.new_id()).collect();
-    let kinds: Vec<&str> = events.iter().map(|event| event.kind).collect();
-    let subjects: Vec<&str> = events.iter().map(|event| event.subject.as_str()).collect();
-    let data: Vec<&[u8]> = events.iter().map(|event| event.data.as_slice()).collect();
-    let traces: Vec<Option<&str>> = events.iter().map(|event| event.traceparent.as_deref().or(traceparent)).collect();
+    let rows = bundle::pack(events, clock, traceparent);
     let table = schema.name();
     sqlx::query(AssertSqlSafe(format!(
-        "insert into {table}.outbox (id, type, subject, data, traceparent, at)
-         select id, type, subject, data, traceparent, $6
-         from unnest($1::uuid[], $2::text[], $3::text[], $4::bytea[], $5::text[])
-           with ordinality as event (id, type, subject, data, traceparent, place)
+        "insert into {table}.outbox (id, type, subject, events, data, traceparent, at)
+         select id, type, subject, events, data, traceparent, $7
+         from unnest($1::uuid[], $2::text[], $3::text[], $4::integer[], $5::bytea[], $6::text[])
+           with ordinality as row (id, type, subject, events, data, traceparent, place)
          order by place"
     )))
-    .bind(ids)
-    .bind(kinds)
-    .bind(subjects)
-    .bind(data)
-    .bind(traces)
+    .bind(rows.iter().map(|row| row.id).collect::<Vec<_>>())
+    .bind(rows.iter().map(|row| row.kind).collect::<Vec<_>>())
+    .bind(rows.iter().map(|row| row.subject.as_deref()).collect::<Vec<_>>())
+    .bind(rows.iter().map(|row| row.events).collect::<Vec<_>>())
+    .bind(rows.iter().map(|row| row.data.as_slice()).collect::<Vec<_>>())
+    .bind(rows.iter().map(|row| row.traceparent.as_deref()).collect::<Vec<_>>())
     .bind(clock.now())
     .execute(transaction)
     .await?;
@@ -96,7 +98,25 @@ pub async fn write(
     Ok(())
 }
 
-/// Removes events that were published before `before`; the number removed. It looks at the first `rows_max` rows and takes
+/// Every event that is kept in the rows behind `after` (0: in all of them), in the order in which they are sent. It reads all
+/// of them: for tests, and for whoever looks for something by hand.
+///
+/// # Errors
+/// As the database.
+pub async fn kept(connection: &mut PgConnection, schema: Schema, after: i64) -> Result<Vec<bus::Event>, Fail> {
+    let (table, columns) = (schema.name(), bundle::COLUMNS);
+    let rows = sqlx::query(AssertSqlSafe(format!("select {columns} from {table}.outbox where seq > $1 order by seq")))
+        .bind(after)
+        .fetch_all(connection)
+        .await?;
+    let mut events = Vec::with_capacity(rows.len());
+    for row in rows {
+        events.extend(bundle::unpack(&row, table)?);
+    }
+    Ok(events)
+}
+
+/// Removes rows that were published before `before`; the number removed. It looks at the first `rows_max` rows and takes
 /// them from the first on, until one that is not published or was published later: that one stays with all behind it, so
 /// that what is kept is whole from some event on.
 ///
@@ -135,14 +155,14 @@ pub async fn prune(
 /// How far the relay is behind.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Lag {
-    /// Events that are not published yet; more than [`LAG_ROWS_MAX`] are told as that.
+    /// Events that are not published yet; more than [`LAG_EVENTS_MAX`] are told as that.
     pub unpublished: u64,
     /// How long ago the first of them was written.
     pub seconds: f64,
 }
 
 /// As far as [`lag`] counts, so that asking stays cheap when much waits.
-pub const LAG_ROWS_MAX: u32 = 100_000;
+pub const LAG_EVENTS_MAX: u32 = 100_000;
 
 /// How far the relay of `schema` is behind at `now`.
 ///
@@ -152,10 +172,11 @@ pub async fn lag(pool: &PgPool, schema: Schema, now: DateTime<Utc>) -> Result<La
     let table = schema.name();
     let (unpublished, oldest): (i64, Option<DateTime<Utc>>) = sqlx::query_as(AssertSqlSafe(format!(
         "select
-           (select count(*) from (select from {table}.outbox where published_at is null limit $1) as unpublished),
+           (select least(coalesce(sum(events), 0), $1)::bigint
+            from (select events from {table}.outbox where published_at is null limit $1) as unpublished),
            (select at from {table}.outbox where published_at is null order by seq limit 1)"
     )))
-    .bind(i64::from(LAG_ROWS_MAX))
+    .bind(i64::from(LAG_EVENTS_MAX))
     .fetch_one(pool)
     .await?;
     let seconds = oldest.map_or(0.0, |at| (now - at).as_seconds_f64().max(0.0));

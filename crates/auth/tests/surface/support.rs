@@ -146,20 +146,20 @@ impl Service {
 
     /// What the outbox tells, as `type` and `subject`, oldest first. The audit log's entries are [`acts`](Self::acts).
     pub(crate) async fn told(&self) -> Vec<(String, String)> {
-        sqlx::query_as("select type, subject from auth.outbox where type <> 'auth.act.recorded' order by id")
-            .fetch_all(self.pool())
-            .await
-            .expect("rows")
+        let told = self.kept().await.into_iter().filter(|event| event.kind != "auth.act.recorded");
+        told.map(|event| (event.kind, event.subject)).collect()
+    }
+
+    /// All that stands in the outbox, oldest first.
+    pub(crate) async fn kept(&self) -> Vec<kit::bus::Event> {
+        let mut connection = self.pool().acquire().await.expect("a connection");
+        kit::outbox::kept(&mut connection, auth::SCHEMA, 0).await.expect("events")
     }
 
     /// The entries for the audit log, oldest first.
     pub(crate) async fn acts(&self) -> Vec<ActRecorded> {
-        let rows: Vec<Vec<u8>> =
-            sqlx::query_scalar("select data from auth.outbox where type = 'auth.act.recorded' order by id")
-                .fetch_all(self.pool())
-                .await
-                .expect("rows");
-        rows.iter().map(|data| ActRecorded::decode(data.as_slice()).expect("an entry")).collect()
+        let acts = self.kept().await.into_iter().filter(|event| event.kind == "auth.act.recorded");
+        acts.map(|event| ActRecorded::decode(event.data).expect("an entry")).collect()
     }
 
     pub(crate) async fn times_told(&self, kind: &str) -> usize {

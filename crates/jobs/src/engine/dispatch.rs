@@ -266,7 +266,6 @@ pub(super) struct Claim {
     is_finalize: bool,
     request_id: String,
     traceparent: Option<String>,
-    events: i64,
     run_at: DateTime<Utc>,
     rank: DateTime<Utc>,
     unique_key: Option<String>,
@@ -348,8 +347,7 @@ async fn claim(ground: &Ground, seat: &Seat, free: u32) -> Result<Claimed, Fail>
     let mut word = Vec::with_capacity(claims.len());
     let mut waits: HashMap<&str, metrics::Histogram> = HashMap::new();
     for claim in &claims {
-        let data = events::state(claim.id, State::Running, claim.attempt, None);
-        telling.job(claim.id, claim.events, claim.batch_id, "state", data);
+        telling.by_row(claim.id, claim.batch_id, || events::state(claim.id, State::Running, claim.attempt, None));
         word.push(
             outbox::Event::new(
                 "jobs.job.started",
@@ -424,14 +422,14 @@ async fn start_jobs(
          update jobs.job
          set state = 'running', attempt = attempt + 1, token = nextval('jobs.attempt_token'), worker_id = $4,
            attempt_started_at = $5, started_at = coalesce(started_at, $5), since = $5, progress_percent = null,
-           progress_stage = null, progress_message = null, events = events + 1
+           progress_stage = null, progress_message = null, events = events + 1, started_event = events + 1
          from (select id from first union all select id from chosen) as candidate
          where job.id = candidate.id
            and exists (
              select from jobs.worker where worker.id = $4 and worker.stream = $6 and worker.expires_at >= $5
            )
          returning job.id, owner_id, task, queue, lane, attempt, token, args, attempt_timeout_s, batch_id, ordinal,
-           is_finalize, request_id, traceparent, events, run_at, rank, unique_key, is_unique_for_all, unique_hold,
+           is_finalize, request_id, traceparent, run_at, rank, unique_key, is_unique_for_all, unique_hold,
            exists (select from jobs.queue where is_limited)
              or exists (select from jobs.task where concurrency is not null) as "is_limited!""#,
         &seat.tasks,

@@ -1,6 +1,9 @@
 //! What a live stream is told, and under which offset. A stream belongs to a job or a batch, whose row counts its
 //! events; that row is locked while an offset is taken, so offsets of one stream become visible in their order and
 //! without a gap, and a reader who has seen one has seen all before it.
+//!
+//! That an attempt started, and that it succeeded, stands in no row of its own: the job's row, and later its row in the
+//! history, says so, and the view `jobs.any_event` reads it from there. Every other end writes both down.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -19,6 +22,8 @@ pub(crate) struct Told {
     pub(crate) offset: i64,
     pub(crate) kind: &'static str,
     pub(crate) data: String,
+    /// When it happened, where that was before now.
+    at: Option<DateTime<Utc>>,
 }
 
 /// Events of one transaction, gathered and then appended in one statement. An event about a job in a batch goes to the
@@ -26,6 +31,8 @@ pub(crate) struct Told {
 #[derive(Debug, Default)]
 pub(crate) struct Telling {
     told: Vec<Told>,
+    /// Streams of jobs whose own rows tell the news.
+    by_rows: Vec<Uuid>,
     /// For batches' streams, whose offsets are taken at the end, when their rows are locked.
     for_batches: BTreeMap<Uuid, Vec<(&'static str, String)>>,
 }
@@ -36,7 +43,22 @@ impl Telling {
         if let Some(batch) = batch {
             self.for_batches.entry(batch).or_default().push((kind, data.clone()));
         }
-        self.told.push(Told { stream: job, offset, kind, data });
+        self.told.push(Told { stream: job, offset, kind, data, at: None });
+    }
+
+    /// Tells in its batch's stream of a new state that the job's own row tells in the job's: the view `jobs.any_event` has it
+    /// from there. No stream but the batch's needs `data`.
+    pub(crate) fn by_row(&mut self, job: Uuid, batch: Option<Uuid>, data: impl FnOnce() -> String) {
+        if let Some(batch) = batch {
+            self.for_batches.entry(batch).or_default().push(("state", data()));
+        }
+        self.by_rows.push(job);
+    }
+
+    /// Writes down at `offset` of the job's stream that its attempt started at `at`, which its row told until now.
+    pub(crate) fn started(&mut self, job: Uuid, offset: i64, attempt: i32, at: Option<DateTime<Utc>>) {
+        let data = self::state(job, State::Running, attempt, None);
+        self.told.push(Told { stream: job, offset, kind: "state", data, at });
     }
 
     /// Tells of a job's new state.
@@ -86,29 +108,33 @@ impl Telling {
                 let Some(end) = ends.get(&batch) else { continue };
                 let count = i64::try_from(events.len()).unwrap_or(i64::MAX);
                 for (offset, (kind, data)) in (end - count + 1..).zip(events) {
-                    self.told.push(Told { stream: batch, offset, kind, data });
+                    self.told.push(Told { stream: batch, offset, kind, data, at: None });
                 }
             }
         }
         if self.told.is_empty() {
-            return Ok(Vec::new());
+            return Ok(self.by_rows);
         }
-        let streams: Vec<Uuid> = self.told.iter().map(|told| told.stream).collect();
+        let mut streams: Vec<Uuid> = self.told.iter().map(|told| told.stream).collect();
+        let times: Vec<Option<DateTime<Utc>>> = self.told.iter().map(|told| told.at).collect();
         let offsets: Vec<i64> = self.told.iter().map(|told| told.offset).collect();
         let kinds: Vec<String> = self.told.iter().map(|told| told.kind.to_owned()).collect();
         let data: Vec<String> = self.told.into_iter().map(|told| told.data).collect();
         sqlx::query!(
             "insert into jobs.event (stream_id, at_offset, kind, data, at)
-             select stream_id, at_offset, kind, data, $5
-             from unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[]) as told (stream_id, at_offset, kind, data)",
+             select stream_id, at_offset, kind, data, coalesce(at, $5)
+             from unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[], $6::timestamptz[])
+               as told (stream_id, at_offset, kind, data, at)",
             &streams,
             &offsets,
             &kinds,
             &data,
             now,
+            &times as &[Option<DateTime<Utc>>],
         )
         .execute(conn)
         .await?;
+        streams.extend(self.by_rows);
         Ok(streams)
     }
 }

@@ -124,11 +124,11 @@ async fn follow(
         }
         while offset < newest {
             let page = sqlx::query!(
-                "select at_offset, kind, data
-                 from jobs.event
-                 where stream_id = $1 and at_offset > $2
-                 order by at_offset
-                 limit $3",
+                r#"select at_offset as "at_offset!", kind as "kind!", data as "data!"
+                   from jobs.any_event
+                   where stream_id = $1 and at_offset > $2
+                   order by at_offset
+                   limit $3"#,
                 id,
                 offset,
                 PAGE,
@@ -136,14 +136,16 @@ async fn follow(
             .fetch_all(&ground.pool)
             .await?;
             // Offsets have no gap: what is missing was dropped with its day.
-            let kept_after = page.first().map_or(newest, |first| first.at_offset - 1);
-            if kept_after > offset {
-                offset = kept_after;
+            if page.is_empty() {
+                offset = newest;
                 if sender.send(Ok(reset(offset))).await.is_err() {
                     return Ok(());
                 }
             }
             for row in page {
+                if row.at_offset > offset + 1 && sender.send(Ok(reset(row.at_offset - 1))).await.is_err() {
+                    return Ok(());
+                }
                 offset = row.at_offset;
                 let event = LiveEvent { offset: offset.unsigned_abs(), event: row.kind, data_json: row.data };
                 if sender.send(Ok(event)).await.is_err() {

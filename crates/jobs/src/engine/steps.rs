@@ -52,6 +52,8 @@ pub(crate) struct Row {
     pub(crate) crashes: i16,
     pub(crate) lane: Option<String>,
     pub(crate) events: i64,
+    /// Where its stream tells that the running attempt started, if this row alone says so.
+    pub(crate) started_event: Option<i64>,
     pub(crate) request_id: String,
     pub(crate) traceparent: Option<String>,
     pub(crate) unique_key: Option<String>,
@@ -119,6 +121,12 @@ impl Step {
         Self { error: Some(Fault::new("cancelled", reason, false)), ..Self::to(row, State::Cancelled) }
     }
 
+    /// The attempt that ends here has succeeded, and the job's row in the history alone says so: it has no record of its own,
+    /// and neither its start nor its end is written into the job's stream. What has succeeded is never queued again.
+    fn stays_in_its_row(&self) -> bool {
+        self.next == State::Succeeded && self.attempt.is_some() && self.row.started_event.is_some()
+    }
+
     /// To `expired`.
     pub(crate) fn expired(row: Row, message: impl Into<String>) -> Self {
         Self { error: Some(Fault::new("expired", message, false)), ..Self::to(row, State::Expired) }
@@ -155,7 +163,7 @@ pub(crate) async fn lock(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Ro
          )
          select id, owner_id, task, queue, state, priority, attempt, attempts_until, max_attempts, token, worker_id,
            attempt_started_at, backoff, batch_id, is_finalize, child_batch_id, cancel_reason, cancel_asked_by, is_expiring,
-           queue_until, deadline_at, retry_on, crashes, lane, events, request_id, traceparent, unique_key,
+           queue_until, deadline_at, retry_on, crashes, lane, events, started_event, request_id, traceparent, unique_key,
            is_unique_for_all, unique_hold, run_at, has_dependents
          from jobs.job
          where id in (select id from line)
@@ -176,7 +184,7 @@ pub(super) async fn lock_unstarted(conn: &mut PgConnection, ids: &[Uuid]) -> Res
         Row,
         "select id, owner_id, task, queue, state, priority, attempt, attempts_until, max_attempts, token, worker_id,
            attempt_started_at, backoff, batch_id, is_finalize, child_batch_id, cancel_reason, cancel_asked_by, is_expiring,
-           queue_until, deadline_at, retry_on, crashes, lane, events, request_id, traceparent, unique_key,
+           queue_until, deadline_at, retry_on, crashes, lane, events, started_event, request_id, traceparent, unique_key,
            is_unique_for_all, unique_hold, run_at, has_dependents
          from jobs.job
          where id = any($1) and state in ('waiting', 'scheduled', 'queued') and attempt = 0
@@ -277,8 +285,8 @@ fn note_in_batches(step: &Step, changes: &mut BTreeMap<Uuid, BatchChange>) {
 }
 
 async fn record_attempts(conn: &mut PgConnection, steps: &[Step], now: DateTime<Utc>) -> Result<(), Fail> {
-    let ended: Vec<(&Row, &Ended)> =
-        steps.iter().filter_map(|step| Some((&step.row, step.attempt.as_ref()?))).collect();
+    let recorded = steps.iter().filter(|step| !step.stays_in_its_row());
+    let ended: Vec<(&Row, &Ended)> = recorded.filter_map(|step| Some((&step.row, step.attempt.as_ref()?))).collect();
     if ended.is_empty() {
         return Ok(());
     }
@@ -319,22 +327,23 @@ async fn move_to_history(conn: &mut PgConnection, steps: &[Step], now: DateTime<
     sqlx::query!(
         "with gone as (
            delete from jobs.job
-           using unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::boolean[])
-             as final (id, state, result, kind, message, retryable)
+           using unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::boolean[], $8::boolean[])
+             as final (id, state, result, kind, message, retryable, stays)
            where job.id = final.id
-           returning job.*, final.state as end_state, final.result, final.kind, final.message, final.retryable
+           returning job.*, final.state as end_state, final.result, final.kind, final.message, final.retryable, final.stays
          )
          insert into jobs.job_history (id, owner_id, task, queue, state, priority, run_at, attempt, max_attempts,
            attempt_timeout_s, backoff, worker_id, started_at, progress_percent, progress_stage, progress_message,
            error_kind, error_message, error_retryable, batch_id, ordinal, is_finalize, child_batch_id, cancel_asked_at,
            cancel_asked_by, cancel_reason, events, request_id, traceparent, tags, args, result, created_at, finished_at,
            queue_timeout_s, deadline_s, deadline_at, retry_on, concurrency_key, lane, unique_key,
-           is_unique_for_all, unique_hold)
+           is_unique_for_all, unique_hold, token, attempt_started_at, started_event)
          select id, owner_id, task, queue, end_state, priority, run_at, attempt, max_attempts, attempt_timeout_s,
            backoff, worker_id, started_at, progress_percent, progress_stage, progress_message, kind, message, retryable,
            batch_id, ordinal, is_finalize, child_batch_id, cancel_asked_at, cancel_asked_by, cancel_reason, events + 1,
            request_id, traceparent, tags, args, result, created_at, $7, queue_timeout_s, deadline_s, deadline_at, retry_on,
-           concurrency_key, lane, unique_key, is_unique_for_all, unique_hold
+           concurrency_key, lane, unique_key, is_unique_for_all, unique_hold, case when stays then token end,
+           case when stays then attempt_started_at end, case when stays then started_event end
          from gone",
         &finals.iter().map(|step| step.row.id).collect::<Vec<_>>(),
         &finals.iter().map(|step| step.next.as_str().to_owned()).collect::<Vec<_>>(),
@@ -343,6 +352,7 @@ async fn move_to_history(conn: &mut PgConnection, steps: &[Step], now: DateTime<
         &error(&|fault| fault.message.clone()) as &[Option<String>],
         &finals.iter().map(|step| step.error.as_ref().map(|f| f.is_retryable)).collect::<Vec<_>>() as &[Option<bool>],
         now,
+        &finals.iter().map(|step| step.stays_in_its_row()).collect::<Vec<_>>(),
     )
     .execute(conn)
     .await?;
@@ -363,7 +373,8 @@ async fn put_back(conn: &mut PgConnection, steps: &[Step], now: DateTime<Utc>) -
     sqlx::query!(
         "update jobs.job
          set state = back.state, run_at = coalesce(back.run_at, job.run_at), rank = coalesce(back.rank, job.rank),
-           attempts_until = attempts_until + back.free, worker_id = null, attempt_started_at = null, since = $9,
+           attempts_until = attempts_until + back.free, worker_id = null, attempt_started_at = null,
+           started_event = null, since = $9,
            error_kind = back.kind, error_message = back.message, error_retryable = back.retryable, events = events + 1,
            crashes = job.crashes + back.crashes,
            queue_until = case when back.state = 'queued' then $9::timestamptz + make_interval(secs => queue_timeout_s) end,
@@ -400,7 +411,15 @@ fn tell(step: &Step, telling: &mut Telling, word: &mut Vec<outbox::Event>) {
         step.next,
     );
     let error = step.error.as_ref().map(|fault| (fault.kind.as_str(), fault.message.as_str(), fault.is_retryable));
-    telling.job(row.id, row.events + 1, row.batch_id, "state", events::state(row.id, step.next, row.attempt, error));
+    let data = || events::state(row.id, step.next, row.attempt, error);
+    if step.stays_in_its_row() {
+        telling.by_row(row.id, row.batch_id, data);
+    } else {
+        if let Some(offset) = row.started_event {
+            telling.started(row.id, offset, row.attempt, row.attempt_started_at);
+        }
+        telling.job(row.id, row.events + 1, row.batch_id, "state", data());
+    }
     if matches!(step.next, State::Failed | State::Expired) {
         let labels = [("queue", row.queue.clone()), ("task", row.task.clone())];
         metrics::counter!("guildhall_dead_letters_total", &labels).increment(1);

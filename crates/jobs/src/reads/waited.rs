@@ -50,15 +50,26 @@ pub(super) async fn waited(
     now: DateTime<Utc>,
 ) -> Result<BTreeMap<&'static str, f64>, Fail> {
     let rows = sqlx::query!(
-        "select data, at
-         from (
-           select at_offset, data, at
-           from jobs.event
-           where stream_id = $1 and kind = 'state'
-           order by at_offset desc
-           limit $2
-         ) as last
-         order by at_offset",
+        r#"select data, at as "at!"
+           from (
+             (
+               select at_offset, data, at
+               from jobs.event
+               where stream_id = $1 and kind = 'state'
+               order by at_offset desc
+               limit $2
+             )
+             union all
+             -- The start of an attempt that only the job's row tells; its end is where the job's is.
+             select started_event, null, coalesce(attempt_started_at, since)
+             from jobs.job
+             where id = $1 and started_event is not null
+             union all
+             select started_event, null, attempt_started_at
+             from jobs.job_history
+             where id = $1 and started_event is not null
+           ) as last
+           order by at_offset"#,
         stand.id,
         STATES_MAX,
     )
@@ -67,7 +78,8 @@ pub(super) async fn waited(
     let mut waited: BTreeMap<&'static str, TimeDelta> = BTreeMap::new();
     let mut queued = Vec::new();
     for (n, row) in rows.iter().enumerate() {
-        let told: Told = serde_json::from_str(&row.data).map_err(Fail::internal)?;
+        let Some(data) = &row.data else { continue };
+        let told: Told = serde_json::from_str(data).map_err(Fail::internal)?;
         let to = rows.get(n + 1).map(|next| next.at).or(stand.finished_at).unwrap_or(now);
         let span = Span { from: row.at, to: to.max(row.at) };
         let reason = match told.state.as_str() {

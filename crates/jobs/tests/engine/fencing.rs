@@ -286,11 +286,11 @@ async fn an_outcome_that_could_not_be_written_breaks_the_stream_and_counts_on_th
     let assigned = worker.next_assigned().await;
     let fails = "create function jobs.fails() returns trigger language plpgsql as $$
                  begin raise exception 'away' using errcode = '57P01'; end $$;
-                 create trigger fails before insert on jobs.attempt for each row execute function jobs.fails()";
+                 create trigger fails before insert on jobs.job_history for each row execute function jobs.fails()";
     sqlx::raw_sql(fails).execute(house.database.pool()).await.unwrap();
     worker.say(&assigned, succeeded("1")).await;
     assert_eq!(worker.broken().await.kind(), kit::Kind::Unavailable);
-    sqlx::raw_sql("drop trigger fails on jobs.attempt").execute(house.database.pool()).await.unwrap();
+    sqlx::raw_sql("drop trigger fails on jobs.job_history").execute(house.database.pool()).await.unwrap();
 
     let mut back = house.stranger_worker(&worker.id).await;
     back.heartbeat(vec![assigned.attempt.clone().unwrap()], 1, 0).await;

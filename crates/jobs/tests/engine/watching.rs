@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use proto::{
-    jobs::WatchRequest,
+    jobs::{ListAttemptsRequest, WatchRequest},
     worker::{Assignment, LogEntry, ProgressUpdate, Report, from_worker},
 };
 
-use crate::house::{House, spec};
+use crate::house::{House, User, spec};
 
 fn line(assigned: &Assignment, message: String) -> from_worker::Message {
     let entry = LogEntry { attempt: assigned.attempt.clone(), level: "info".to_owned(), message, at: None };
@@ -173,10 +173,107 @@ async fn who_resumes_before_what_is_kept_is_told_where_the_stream_goes_on() {
     let told = |events: &[(u64, &str)]| events.iter().map(|(at, event)| (*at, (*event).to_owned())).collect::<Vec<_>>();
     let pool = house.database.pool();
     sqlx::query("delete from jobs.event where at_offset <= 2").execute(pool).await.unwrap();
-    assert_eq!(names(user.events(&id, 1).await), told(&[(2, "reset"), (3, "log"), (4, "state"), (4, "end")]));
-    assert_eq!(names(user.events(&id, 2).await), told(&[(3, "log"), (4, "state"), (4, "end")]));
+    let kept = [(2, "state"), (3, "log"), (4, "state"), (4, "end")];
+    assert_eq!(names(user.events(&id, 0).await), told(&[&[(1, "reset")][..], &kept].concat()));
+    assert_eq!(names(user.events(&id, 1).await), told(&kept));
     sqlx::query("delete from jobs.event").execute(pool).await.unwrap();
+    assert_eq!(names(user.events(&id, 1).await), told(&[(2, "state"), (3, "reset"), (4, "state"), (4, "end")]));
+    // What is left when the day of the job's row is gone before it is known to be.
+    sqlx::query("update jobs.job_history set token = null, attempt_started_at = null, started_event = null")
+        .execute(pool)
+        .await
+        .unwrap();
     assert_eq!(names(user.events(&id, 1).await), told(&[(4, "reset"), (4, "end")]));
+}
+
+/// The offset, state and attempt of each event of a job.
+async fn states(user: &User, id: &str) -> Vec<(u64, String, u64)> {
+    let events = user.events(id, 0).await.into_iter().filter(|(_, event, _)| event == "state");
+    let state = |(offset, _, data): (u64, String, serde_json::Value)| {
+        assert_eq!(data["job_id"], id);
+        (offset, data["state"].as_str().unwrap().to_owned(), data["attempt"].as_u64().unwrap())
+    };
+    events.map(state).collect()
+}
+
+#[tokio::test]
+async fn what_succeeds_at_once_leaves_a_row_in_the_history_and_none_beside_it() {
+    let house = House::new().await;
+    let pool = house.database.pool();
+    let user = house.user(&["operator"]);
+    let mut worker = house.worker(1).await;
+    let id = user.submit(spec("work", "{}")).await;
+    let assigned = worker.next_assigned().await;
+    let told = |states: &[(u64, &str, u64)]| -> Vec<(u64, String, u64)> {
+        states.iter().map(|(offset, state, attempt)| (*offset, (*state).to_owned(), *attempt)).collect()
+    };
+    house.clock.advance(Duration::from_secs(7));
+    let mut stream = user
+        .jobs()
+        .watch(user.call.request(WatchRequest { id: id.clone(), after_offset: 1 }))
+        .await
+        .unwrap()
+        .into_inner();
+    let started = stream.message().await.unwrap().unwrap();
+    assert_eq!((started.offset, started.event.as_str()), (2, "state"));
+    worker.succeed(&assigned, "{}").await;
+    assert_eq!(states(&user, &id).await, told(&[(1, "queued", 0), (2, "running", 1), (3, "succeeded", 1)]));
+    let beside = "select (select count(*) from jobs.attempt), (select count(*) from jobs.event where at_offset > 1)";
+    assert_eq!(sqlx::query_as::<_, (i64, i64)>(beside).fetch_one(pool).await.unwrap(), (0, 0));
+    let request = ListAttemptsRequest { job_id: id.clone(), ..ListAttemptsRequest::default() };
+    let attempts = user.jobs().list_attempts(user.call.request(request)).await.unwrap().into_inner().items;
+    let job = user.job(&id).await;
+    assert_eq!(attempts.len(), 1);
+    assert_eq!((attempts[0].number, attempts[0].outcome.as_str()), (1, "succeeded"));
+    assert_eq!((&attempts[0].worker_id, &attempts[0].error), (&worker.id, &None));
+    assert_eq!((attempts[0].started_at, attempts[0].finished_at), (job.started_at, job.finished_at));
+    assert_ne!(job.started_at, job.finished_at);
+}
+
+#[tokio::test]
+async fn an_attempt_that_ends_otherwise_is_written_down_with_its_start() {
+    let house = House::new().await;
+    let pool = house.database.pool();
+    let user = house.user(&["operator"]);
+    let mut worker = house.worker(1).await;
+    let id = user.submit(spec("work", "{}")).await;
+    let assigned = worker.next_assigned().await;
+    let started = house.clock.now();
+    house.clock.advance(Duration::from_secs(5));
+    worker.fail(&assigned, "internal", true).await;
+    let at: chrono::DateTime<chrono::Utc> =
+        sqlx::query_scalar("select at from jobs.event where at_offset = 2").fetch_one(pool).await.unwrap();
+    assert_eq!(at, started);
+    house.clock.advance(Duration::from_secs(5));
+    worker.credit(1).await;
+    let assigned = worker.next_assigned().await;
+    worker.succeed(&assigned, "{}").await;
+    assert_eq!(user.attempts(&id).await, ["failed", "succeeded"]);
+    let states = states(&user, &id).await;
+    assert_eq!(
+        states.iter().map(|(offset, ..)| *offset).collect::<Vec<_>>(),
+        (1..=states.len() as u64).collect::<Vec<_>>()
+    );
+    let words: Vec<&str> = states.iter().map(|(_, state, _)| state.as_str()).collect();
+    assert_eq!(words, ["queued", "running", "scheduled", "queued", "running", "succeeded"]);
+}
+
+/// As a replica of the version before leaves it that is stopped meanwhile: the start stands in a row of its own.
+#[tokio::test]
+async fn an_attempt_that_an_older_replica_started_ends_as_it_did_there() {
+    let house = House::new().await;
+    let pool = house.database.pool();
+    let user = house.user(&["operator"]);
+    let mut worker = house.worker(1).await;
+    let id = user.submit(spec("work", "{}")).await;
+    let assigned = worker.next_assigned().await;
+    let before = "insert into jobs.event select * from jobs.any_event where at_offset = 2;
+                  update jobs.job set started_event = null";
+    sqlx::raw_sql(before).execute(pool).await.unwrap();
+    worker.succeed(&assigned, "{}").await;
+    assert_eq!(user.attempts(&id).await, ["succeeded"]);
+    let words: Vec<String> = states(&user, &id).await.into_iter().map(|(_, state, _)| state).collect();
+    assert_eq!(words, ["queued", "running", "succeeded"]);
 }
 
 #[tokio::test]

@@ -245,7 +245,7 @@ mod tests {
     fn entry(act: Act) -> ActRecorded {
         let event = act.into_event("tests.act.recorded", DateTime::UNIX_EPOCH);
         assert_eq!((event.kind, event.subject.as_str()), ("tests.act.recorded", "default"));
-        ActRecorded::decode(event.data.as_slice()).expect("an entry")
+        ActRecorded::decode(event.data).expect("an entry")
     }
 
     #[test]

@@ -3,33 +3,44 @@
 //! neither mark nor read any more, and stops.
 //!
 //! **Order per subject.** A group is read from the first row that is not marked. The bus sends a subject's event when the
-//! one before it is confirmed, and a row is marked when it is confirmed itself; so an event that is in a queue has all
-//! earlier ones of its subject in front of it. What was not confirmed is read and sent again with all that follows it.
-//! Even two leaders at a time, the old one with words still on the wire, keep that: each sends a subject's events without
-//! a gap from the first that is not marked, and the first arrivals of two such rows of events are in order.
+//! one before it is confirmed, and a row is marked when each event in it is confirmed. So of an event that is sent, every
+//! earlier one of its subject was confirmed before: it stands in a row that is marked, or in this group in front of it, or
+//! in the group before this, of which all was confirmed when this one was begun. An event that is in a queue has all earlier
+//! ones of its subject in front of it.
+//!
+//! A row of which something was not confirmed stays unmarked and is read and sent again as a whole, and others behind it may
+//! be marked by then. What of it had arrived arrives a second time, perhaps behind later events of its subject, and is known
+//! by its id; what had not is a first arrival still, and so is whatever follows it. Two leaders at a time, the old one with
+//! words still on the wire, keep all that: what holds of each event that one of them sends holds of the first that arrives.
 
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, PgConnection, PgPool, Row as _};
+use sqlx::{AssertSqlSafe, Executor as _, PgConnection, PgPool};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{bell, lag, source};
+use super::{bell, bundle::COLUMNS, group::Group, lag};
 use crate::{
     Clock, Fail,
-    bus::{Bus, Event, Message, Publisher},
+    bus::{Bus, Publisher},
     crash_point,
     db::Schema,
     tasks::Tasks,
-    telemetry::{Span, span},
 };
 
-/// Rows that are read, published and marked together.
-const GROUP_ROWS_MAX: i64 = 1024;
-/// Between looks at an idle outbox. A write in this process rings before its transaction commits, so that the first look
-/// after it comes soon, and the next ones later and later.
+/// Events that are read, published and marked together, and as many more as the last row has.
+const GROUP_EVENTS_MAX: u16 = 1024;
+/// Of the leader's session. A mark that a crash of Postgres takes back has its events sent again, which is what a mark that
+/// came too late does, so it need not wait for the disk. And its few statements are planned once, in the only way that is
+/// good whatever the outbox holds: by the indexes.
+const LEADS_BY: &str = "set synchronous_commit = off; set plan_cache_mode = force_generic_plan; \
+                        set enable_seqscan = off; set enable_bitmapscan = off; set enable_sort = off; set jit = off";
+/// Between looks at an idle outbox, which come soon after something was there, and then later and later.
 const LOOK_FIRST: Duration = Duration::from_millis(2);
+/// From the ring of a write in this process to the look. It rings before its transaction commits; and while an engine writes
+/// hundreds of times a second, each look finds several of them, which are sent and marked as one.
+const GATHER: Duration = Duration::from_millis(10);
 const LOOK_MAX: Duration = Duration::from_millis(250);
 /// Between tries to lead. Not a lock that is waited for: a waiting statement is a snapshot, which keeps Postgres from
 /// clearing away dead rows everywhere.
@@ -68,16 +79,6 @@ struct Relay {
     stopping: CancellationToken,
 }
 
-/// Rows as they were read together, and the generation that they were read in.
-#[derive(Debug, Default)]
-struct Group {
-    generation: i64,
-    seqs: Vec<i64>,
-    messages: Vec<Message>,
-    /// Of those that belong to a trace: they end with the group, when the bus has said what became of it.
-    spans: Vec<Span>,
-}
-
 impl Relay {
     /// Waits to lead and leads, until the process stops.
     ///
@@ -91,6 +92,7 @@ impl Relay {
                 .fetch_one(&mut connection);
             let leads: bool = within(ANSWER_WITHIN, lead).await?;
             if leads {
+                within(ANSWER_WITHIN, connection.execute(LEADS_BY)).await?;
                 info!(service = self.schema.name(), "this process publishes the service's events");
                 return Box::pin(Leader::new(&self, connection).lead()).await;
             }
@@ -114,6 +116,15 @@ impl Relay {
     }
 }
 
+/// What came of a group.
+#[derive(Debug, Default)]
+struct Passed {
+    next: Group,
+    /// More is there. Otherwise what was written meanwhile has rung, or is found by the next look.
+    is_more: bool,
+    fail: Option<Fail>,
+}
+
 struct Leader<'a> {
     rows: Rows<'a>,
     publisher: Publisher,
@@ -129,26 +140,28 @@ impl<'a> Leader<'a> {
         let bell = bell(relay.schema);
         let (mut quiet, mut retry) = (LOOK_FIRST, RETRY_FIRST);
         let mut group = Group::default();
+        let mut is_more = true;
         while !relay.stopping.is_cancelled() {
-            if group.seqs.is_empty() {
+            if is_more && group.seqs.is_empty() {
                 group = self.rows.read(&[]).await?;
             }
             if group.seqs.is_empty() {
+                is_more = true;
                 tokio::select! {
                     () = relay.stopping.cancelled() => {}
                     () = tokio::time::sleep(quiet) => quiet = (quiet * 2).min(LOOK_MAX),
                     () = bell.notified() => {
                         quiet = LOOK_FIRST;
-                        // Whoever rang is about to commit, and others may be writing too.
-                        tokio::time::sleep(quiet).await;
+                        tokio::time::sleep(GATHER).await;
                     }
                 }
                 continue;
             }
             quiet = LOOK_FIRST;
-            let (next, fail) = Box::pin(self.pass_on(&group)).await?;
-            group = next;
-            let Some(fail) = fail else {
+            let passed = Box::pin(self.pass_on(&group)).await?;
+            is_more = passed.is_more;
+            group = passed.next;
+            let Some(fail) = passed.fail else {
                 retry = RETRY_FIRST;
                 continue;
             };
@@ -161,11 +174,12 @@ impl<'a> Leader<'a> {
         Ok(())
     }
 
-    /// Publishes a group and marks what was confirmed. The next group is read meanwhile, and is empty when it would not
-    /// follow: when something of this one has to be sent again first.
-    async fn pass_on(&mut self, group: &Group) -> Result<(Group, Option<Fail>), Fail> {
+    /// Publishes a group and marks what was confirmed. Behind one that is as large as they come the next is read meanwhile; it
+    /// is empty when it would not follow: when something of this one has to be sent again first.
+    async fn pass_on(&mut self, group: &Group) -> Result<Passed, Fail> {
         crash_point("relay-before-publish");
         let Self { rows, publisher } = self;
+        let is_full = group.messages.len() >= GROUP_EVENTS_MAX.into();
         let (done, stopping) = (CancellationToken::new(), rows.relay.stopping.clone());
         let publish = async {
             let published = publisher.publish(&group.messages).await;
@@ -177,15 +191,18 @@ impl<'a> Leader<'a> {
             tokio::time::sleep(LAST_GROUP_WITHIN).await;
         };
         let (published, next) = tokio::select! {
-            both = async { tokio::try_join!(publish, rows.read_beside(&group.seqs, &done)) } => both?,
-            () = stopped => return Ok((Group::default(), None)),
+            both = async { tokio::try_join!(publish, rows.read_beside(&group.seqs, is_full, &done)) } => both?,
+            () = stopped => return Ok(Passed::default()),
         };
         crash_point("relay-published-not-marked");
-        let confirmed = group.seqs.iter().zip(&published.confirmed).filter(|(_, is)| **is);
-        let confirmed: Vec<i64> = confirmed.map(|(seq, _)| *seq).collect();
+        let confirmed = group.confirmed(&published.confirmed);
         let is_marked = confirmed.is_empty() || rows.mark(&confirmed, group.generation).await?;
         let follows = is_marked && confirmed.len() == group.seqs.len();
-        Ok((if follows { next } else { Group::default() }, published.fail))
+        Ok(Passed {
+            next: if follows { next } else { Group::default() },
+            is_more: is_full || !follows,
+            fail: published.fail,
+        })
     }
 }
 
@@ -217,9 +234,10 @@ impl Look {
 }
 
 impl Rows<'_> {
-    /// Reads what follows the rows in hand, and then watches whether this process still leads, until `done`.
-    async fn read_beside(&mut self, in_hand: &[i64], done: &CancellationToken) -> Result<Group, Fail> {
-        let next = self.read(in_hand).await?;
+    /// Reads what follows the rows in hand, if that is asked for, and then watches whether this process still leads, until
+    /// `done`.
+    async fn read_beside(&mut self, in_hand: &[i64], reads: bool, done: &CancellationToken) -> Result<Group, Fail> {
+        let next = if reads { self.read(in_hand).await? } else { Group::default() };
         loop {
             tokio::select! {
                 () = done.cancelled() => return Ok(next),
@@ -238,47 +256,32 @@ impl Rows<'_> {
         }
         let table = self.relay.schema.name();
         let read = sqlx::query(AssertSqlSafe(format!(
-            "select replay.generation, seq, id, type, subject, data, traceparent, at
-             from {table}.outbox
+            "select replay.generation, {COLUMNS}
+             from (
+               select {COLUMNS}, sum(events) over (order by seq) - events as before
+               from (
+                 select {COLUMNS}, events
+                 from {table}.outbox
+                 where published_at is null
+                   and seq > (select case when generation = $1 then $2 else 0 end from {table}.outbox_replay)
+                   and seq <> all ($3)
+                 order by seq
+                 limit $4
+               ) as waiting
+             ) as first
              cross join {table}.outbox_replay as replay
-             where published_at is null
-               and seq > (select case when generation = $1 then $2 else 0 end from {table}.outbox_replay)
-               and seq <> all ($3)
-             order by seq
-             limit $4"
+             where before < $4
+             order by seq"
         )))
         .bind(self.look.generation)
         .bind(if is_whole { 0 } else { self.look.floor })
         .bind(in_hand)
-        .bind(GROUP_ROWS_MAX)
+        .bind(i64::from(GROUP_EVENTS_MAX))
         .fetch_all(&mut self.connection);
         let found = within(ANSWER_WITHIN, read).await?;
         let mut group = Group::default();
         for row in found {
-            let mut event = Event {
-                id: row.try_get("id")?,
-                kind: row.try_get("type")?,
-                source: source(table),
-                subject: row.try_get("subject")?,
-                at: row.try_get("at")?,
-                traceparent: row.try_get("traceparent")?,
-                data: row.try_get::<Vec<u8>, _>("data")?.into(),
-            };
-            if let Some(traceparent) = &mut event.traceparent {
-                let span = span::publish(&event.kind, event.id, traceparent);
-                // Consumers go on from the publishing.
-                *traceparent = span.traceparent().unwrap_or(std::mem::take(traceparent));
-                group.spans.push(span);
-            }
-            group.generation = row.try_get("generation")?;
-            group.seqs.push(row.try_get("seq")?);
-            group.messages.push(Message {
-                id: event.id,
-                body: event.to_bytes(),
-                kind: event.kind,
-                subject: event.subject,
-                generation: group.generation,
-            });
+            group.add(&row, table)?;
         }
         if !group.seqs.is_empty() && group.generation != self.look.generation {
             self.look = Look::new(group.generation);

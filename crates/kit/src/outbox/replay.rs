@@ -42,12 +42,18 @@ impl Service {
         .fetch_one(&mut *transaction)
         .await?;
         let asked_for = "'.' || type ~ any ($1) and at >= coalesce($2, '-infinity'::timestamptz)";
-        let done = sqlx::query(AssertSqlSafe(format!(
-            "update {table}.outbox set published_at = null where published_at is not null and {asked_for}"
+        let events: i64 = sqlx::query_scalar(AssertSqlSafe(format!(
+            "with again as (
+               update {table}.outbox
+               set published_at = null
+               where published_at is not null and {asked_for}
+               returning events
+             )
+             select coalesce(sum(events), 0)::bigint from again"
         )))
         .bind(&patterns)
         .bind(since)
-        .execute(&mut *transaction)
+        .fetch_one(&mut *transaction)
         .await?;
         // The first row, and not the least time, for which every row would have to be read: the outbox is pruned from its
         // first row on.
@@ -60,8 +66,7 @@ impl Service {
         .await?;
         transaction.commit().await?;
         bell(self.schema).notify_one();
-        let events = done.rows_affected();
-        Ok(ReplayResponse { events, generation, kept_from: kept_from.map(to_timestamp) })
+        Ok(ReplayResponse { events: events.unsigned_abs(), generation, kept_from: kept_from.map(to_timestamp) })
     }
 }
 

@@ -39,7 +39,7 @@ const TABLES: &str = "
     create schema tell;
     create table tell.outbox (
       seq bigint generated always as identity primary key,
-      id uuid not null, type text not null, subject text not null, data bytea not null,
+      id uuid, type text not null, subject text, events integer not null default 1, data bytea not null,
       traceparent text, at timestamptz not null, published_at timestamptz
     );
     create index outbox_unpublished on tell.outbox (seq) where published_at is null;
@@ -113,6 +113,13 @@ impl House {
             outbox::write(&mut transaction, TELL, &events, &self.clock, None).await.expect("an event");
             transaction.commit().await.expect("a commit");
         }
+    }
+
+    /// Writes events in one transaction.
+    pub(crate) async fn tell_at_once(&self, events: &[outbox::Event]) {
+        let mut transaction = self.pool.begin().await.expect("a transaction");
+        outbox::write(&mut transaction, TELL, events, &self.clock, None).await.expect("events");
+        transaction.commit().await.expect("a commit");
     }
 
     /// Lets `consumer` keep what it hears.

@@ -1,6 +1,7 @@
 //! What the outbox and its relay promise by themselves.
 
 use std::{
+    collections::HashSet,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -136,8 +137,9 @@ async fn the_lag_tells_how_many_wait_and_for_how_long() {
     let lag = outbox::lag(&house.pool, TELL, house.clock.now()).await.unwrap();
     assert_eq!((lag.unpublished, lag.seconds), (0, 0.0));
     house.tell(DONE, "a", 0..3).await;
+    house.tell_at_once(&(3..10).map(|n| event(DONE, "a", n)).collect::<Vec<_>>()).await;
     let lag = outbox::lag(&house.pool, TELL, house.clock.now() + TimeDelta::seconds(60)).await.unwrap();
-    assert_eq!(lag.unpublished, 3);
+    assert_eq!(lag.unpublished, 10);
     assert!(lag.seconds >= 60.0, "{lag:?}");
     house.close().await;
 }
@@ -167,7 +169,7 @@ async fn a_replay_keeps_a_relay_from_marking_what_it_read_before() {
 async fn a_replay_sends_the_asked_types_again_and_no_others() {
     let house = House::new(Over::InProcess).await;
     house.tell(DONE, "a", 0..2).await;
-    house.tell(OTHER, "a", 2..5).await;
+    house.tell_at_once(&(2..5).map(|n| event(OTHER, "a", n)).collect::<Vec<_>>()).await;
     house.until_published().await;
     let service = outbox::Service::new(house.pool.clone(), TELL);
     let replay = async |types: &str| service.replay(&[types.to_owned()], None).await.map(|answer| answer.events);
@@ -183,14 +185,84 @@ async fn a_replay_sends_the_asked_types_again_and_no_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_one_transaction_tells_shares_a_row_and_arrives_one_by_one() {
+    let house = House::new(Over::InProcess).await;
+    house.hear(EVERYTHING);
+    let kind = |n| if n % 4 == 3 { OTHER } else { DONE };
+    let told = (0..100).map(|n| event(kind(n), &format!("s{}", n % 5), n / 5));
+    house.tell_at_once(&told.collect::<Vec<_>>()).await;
+    house.until_heard(EVERYTHING, 100).await;
+    house.until_published().await;
+    assert_in_order(&house.heard(EVERYTHING).await, 5, 20);
+    let mut connection = house.pool.acquire().await.unwrap();
+    let kept = outbox::kept(&mut connection, TELL, 0).await.unwrap();
+    assert_eq!(kept.len(), 100);
+    assert_eq!(kept.iter().map(|event| event.id).collect::<HashSet<_>>().len(), 100);
+    let rows: Vec<(String, i64)> =
+        sqlx::query_as("select type, sum(events) from tell.outbox group by 1 order by 1 desc")
+            .fetch_all(&house.pool)
+            .await
+            .unwrap();
+    assert_eq!(rows, [(DONE.to_owned(), 75), (OTHER.to_owned(), 25)]);
+    assert!(left(&house).await.len() < 50, "{:?}", left(&house).await);
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_is_marked_when_all_of_it_has_arrived() {
+    let house = House::new(Over::InProcess).await;
+    let may_pass = Arc::new(AtomicBool::new(false));
+    let (gate, (met, mut was_met)) = (Arc::clone(&may_pass), tokio::sync::watch::channel(0));
+    house.hear_with(THINGS, move |_, n| {
+        if n != 2 || gate.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        met.send_modify(|count| *count += 1);
+        Err(Fail::unavailable("test", "Not now."))
+    });
+    house.tell_at_once(&(0..4).map(|n| event(DONE, "a", n)).collect::<Vec<_>>()).await;
+    patiently("a second try", was_met.wait_for(|count| *count >= 2)).await.unwrap();
+    let lag = outbox::lag(&house.pool, TELL, house.clock.now()).await.unwrap();
+    assert_eq!(lag.unpublished, 4);
+    may_pass.store(true, Ordering::SeqCst);
+    house.until_heard(THINGS, 4).await;
+    house.until_published().await;
+    assert_in_order(&house.heard(THINGS).await, 1, 4);
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_of_the_version_before_bundles_are_sent_in_their_place() {
+    let house = House::without_relay(Over::InProcess).await;
+    house.hear(THINGS);
+    for n in 0..5 {
+        house.tell_at_once(&[event(DONE, "a", n * 3), event(DONE, "a", n * 3 + 1)]).await;
+        let data = event(DONE, "a", n * 3 + 2).data;
+        // As that version writes it.
+        sqlx::query(
+            "insert into tell.outbox (id, type, subject, data, traceparent, at) values ($1, $2, 'a', $3, null, $4)",
+        )
+        .bind(house.clock.new_id())
+        .bind(DONE)
+        .bind(&data[..])
+        .bind(house.clock.now())
+        .execute(&house.pool)
+        .await
+        .unwrap();
+    }
+    outbox::start_relay(&house.pool, TELL, &house.bus, &house.clock, &house.tasks);
+    house.until_heard(THINGS, 15).await;
+    assert_in_order(&house.heard(THINGS).await, 1, 15);
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn ten_thousand_events_drain_with_many_in_flight() {
     let _calm = broker::calm().await;
     let house = House::without_relay(Over::RabbitMq).await;
     for n in 0..10 {
         let events: Vec<_> = (0..1000).map(|i| event(OTHER, &format!("s{}", n * 1000 + i), 0)).collect();
-        let mut transaction = house.pool.begin().await.unwrap();
-        outbox::write(&mut transaction, TELL, &events, &house.clock, None).await.unwrap();
-        transaction.commit().await.unwrap();
+        house.tell_at_once(&events).await;
     }
     let mut state = house.bus.state();
     patiently("a connection", state.wait_for(|state| *state == kit::bus::State::Connected)).await.unwrap();

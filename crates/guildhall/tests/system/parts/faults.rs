@@ -7,12 +7,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+use kit::outbox;
 use serde_json::{Value, json};
-use sqlx::{Connection as _, PgConnection, Row as _, types::Uuid};
+use sqlx::{Connection as _, PgConnection, types::Uuid};
 
 use nix::sys::signal::Signal;
 
-use super::{Parts, foreign::Foreign};
+use super::{
+    Parts,
+    foreign::{Foreign, SCHEMAS},
+};
 use crate::{
     faults::{assert_each_ended_once, wait_for_more},
     is_long, main_job,
@@ -124,13 +128,12 @@ async fn assert_each_act_is_in_the_audit_once(
     administrator: &Person,
     acts: &[String],
 ) -> usize {
-    let written = sqlx::query(
-        "select id from auth.outbox where type = 'auth.act.recorded'
-         union all select id from jobs.outbox where type = 'jobs.act.recorded'
-         union all select id from admin.outbox where type = 'admin.act.recorded'",
-    );
-    let written = written.fetch_all(&mut *database).await.expect("rows");
-    let written: BTreeSet<Uuid> = written.iter().map(|row| row.get("id")).collect();
+    let mut written = BTreeSet::new();
+    for schema in SCHEMAS {
+        let kept = outbox::kept(database, schema, 0).await.expect("events");
+        let acts = kept.into_iter().filter(|event| event.kind.ends_with(".act.recorded"));
+        written.extend(acts.map(|event| event.id));
+    }
     let entries = until("every act to be in the audit", SOON, async || {
         let entries = administrator.list("/api/v1/admin/audit").await;
         (entries.len() >= written.len()).then_some(entries)

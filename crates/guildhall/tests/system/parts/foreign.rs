@@ -8,7 +8,7 @@ use std::{
 };
 
 use futures::StreamExt as _;
-use kit::tasks::Tasks;
+use kit::{db::Schema, outbox, tasks::Tasks};
 use lapin::{
     Connection, ConnectionProperties,
     options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueBindOptions, QueueDeclareOptions},
@@ -17,7 +17,7 @@ use lapin::{
 use parking_lot::Mutex;
 use prost::Message as _;
 use proto::cloudevents::{CloudEvent, cloud_event::value::Attr};
-use sqlx::{PgConnection, Row as _, types::Uuid};
+use sqlx::{PgConnection, types::Uuid};
 
 use crate::wait::until;
 
@@ -27,13 +27,13 @@ const EXCHANGE: &str = "guildhall.events";
 const PREFETCH: u16 = 200;
 const AGAIN_AFTER: Duration = Duration::from_millis(200);
 /// The schemas that tell events.
-const SCHEMAS: [&str; 3] = ["auth", "jobs", "admin"];
+pub(crate) const SCHEMAS: [Schema; 3] = [auth::SCHEMA, jobs::SCHEMA, admin::SCHEMA];
 
 /// The program, and what it has seen so far.
 pub(crate) struct Foreign {
     seen: Arc<Mutex<Vec<Seen>>>,
     /// The last event that each service had written down when it began to listen.
-    before: Vec<(&'static str, i64)>,
+    before: Vec<(Schema, i64)>,
     tasks: Tasks,
 }
 
@@ -63,7 +63,7 @@ impl Foreign {
         });
         is_listening.wait_for(|is| *is).await.expect("it goes on");
         for schema in SCHEMAS {
-            let sql = format!("select coalesce(max(seq), 0) from {schema}.outbox");
+            let sql = format!("select coalesce(max(seq), 0) from {}.outbox", schema.name());
             let last = sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(&mut *database).await.expect("a number");
             foreign.before.push((schema, last));
         }
@@ -79,10 +79,8 @@ impl Foreign {
     pub(crate) async fn has_heard_of_everything(&self, database: &mut PgConnection, limit: Duration) -> usize {
         let mut written: Vec<(Uuid, String)> = Vec::new();
         for (schema, before) in &self.before {
-            let sql = format!("select id, subject from {schema}.outbox where seq > $1 order by seq");
-            let rows =
-                sqlx::query(sqlx::AssertSqlSafe(sql)).bind(before).fetch_all(&mut *database).await.expect("rows");
-            written.extend(rows.iter().map(|row| (row.get("id"), row.get("subject"))));
+            let kept = outbox::kept(database, *schema, *before).await.expect("events");
+            written.extend(kept.into_iter().map(|event| (event.id, event.subject)));
         }
         until("every event to reach the foreign client", limit, async || {
             let heard: HashSet<Uuid> = self.seen.lock().iter().map(|seen| seen.id).collect();

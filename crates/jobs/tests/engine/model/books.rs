@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use kit::outbox;
 use proto::jobs::{JobState, ListQueuesRequest, queues_client::QueuesClient};
 use sqlx::Row as _;
 
@@ -104,12 +105,11 @@ impl Driver {
         let counted = ["live", "past", "jobs", "miscounted"].map(|name| row.get::<i64, _>(name));
         assert_eq!(counted, [0, jobs, jobs, 0], "live, past, each once, miscounted batches");
 
-        let told = sqlx::query("select subject, type as kind, count(*) as count from jobs.outbox group by 1, 2");
+        let mut connection = pool.acquire().await.unwrap();
         let mut ends: BTreeMap<String, i64> = BTreeMap::new();
-        for row in told.fetch_all(pool).await.unwrap() {
-            let kind: String = row.get("kind");
-            let is_end = ENDS.iter().any(|end| kind == format!("jobs.job.{end}")) || kind == "jobs.batch.finished";
-            *ends.entry(row.get("subject")).or_default() += if is_end { row.get("count") } else { 0 };
+        for event in outbox::kept(&mut connection, jobs::SCHEMA, 0).await.unwrap() {
+            let is_end = ENDS.iter().any(|end| event.kind == format!("jobs.job.{end}"));
+            *ends.entry(event.subject).or_default() += i64::from(is_end || event.kind == "jobs.batch.finished");
         }
         let of_jobs = self.model.jobs.iter().map(|(id, job)| (id, job.ends));
         for (id, expected) in of_jobs.chain(self.model.batches.iter().map(|(id, batch)| (id, batch.ends))) {
