@@ -50,11 +50,6 @@ const NOTICE_THE_VANISHED: &str = "set tcp_keepalives_idle = '5s'; set tcp_keepa
 /// call that gave up on a server which vanished would take its connection with it, and soon there would be none left.
 const GOOD_WITHIN: Duration = Duration::from_secs(3);
 
-/// How long a connection that was found good when it was given back is good without being asked again. Between the
-/// transactions of a busy service far less goes by, and each would wait for one more answer; one that breaks in so short a
-/// time could as well have broken in the middle of the next transaction.
-const STILL_GOOD_WITHIN: Duration = Duration::from_millis(100);
-
 /// A pool whose connections act as the service's own role. Postgres ends a transaction in which nothing was asked for
 /// [`IDLE_MAX`]: a process that is frozen in the middle of one would hold its locks against all others until it wakes.
 ///
@@ -72,13 +67,6 @@ pub async fn connect(url: &str, schema: Schema, connections_max: u32) -> Result<
         .after_connect(move |connection, _| {
             let take_role = take_role.clone();
             Box::pin(async move { connection.execute(AssertSqlSafe(take_role)).await.map(|_| ()) })
-        })
-        .test_before_acquire(false)
-        .before_acquire(|connection, meta| {
-            Box::pin(async move {
-                let is_good = meta.idle_for < STILL_GOOD_WITHIN;
-                if is_good { Ok(true) } else { connection.ping().await.map(|()| true) }
-            })
         })
         .after_release(|connection, _| {
             Box::pin(async move {
