@@ -250,6 +250,7 @@ fn arguments(task: &str) -> Value {
         "demo_echo" => json!({ "value": 1 }),
         "demo_sleep" | "demo_spin" => json!({ "seconds": 1 }),
         "demo_fail" => json!({ "times": 1 }),
+        "demo_grow" => json!({ "width": 1, "levels": 1 }),
         "demo_hog" => json!({ "mib": 1 }),
         "generate_3d_model" => json!({ "file_id": NOBODYS }),
         "process_batch" => json!({ "file_ids": [NOBODYS] }),
