@@ -29,5 +29,11 @@ create table jobs.dependency (
   constraint dependency_on_another check (job_id <> after_id)
 );
 create index dependency_asked on jobs.dependency (after_id) where state = 'asked';
-create index dependency_watched on jobs.dependency (after_id) where state in ('asked', 'watched');
+create index dependency_watched on jobs.dependency (after_id, job_id) where state = 'watched';
 create index dependency_ended on jobs.dependency (job_id) where state = 'ended';
+
+-- A watched job that has ended, until all that run after it have been told: they may be many more than one transaction takes.
+create table jobs.dependency_end (
+  job_id uuid primary key,
+  outcome text not null check (outcome in ('succeeded', 'failed', 'cancelled', 'expired'))
+);

@@ -143,6 +143,9 @@ async fn fan_out(core: &Core, call: &Call, asked: FanOutRequest) -> Result<FanOu
         let message = format!("Each child has an ordinal of its own, below {BATCH_JOBS_MAX}.");
         return Err(Fail::invalid("jobs.invalid", message));
     }
+    if let Some(job) = asked.jobs.iter().find(|job| job.after.len() > AFTER_MAX) {
+        return Err(too_many_after(job.ordinal));
+    }
     // Before the transaction: a look at the catalogue may need a connection of its own.
     let mut queues = Vec::with_capacity(asked.jobs.len());
     for job in &asked.jobs {
@@ -236,12 +239,16 @@ fn afters<'a>(jobs: impl Iterator<Item = &'a FanOutJob>, ids: &HashMap<u32, Uuid
     let after = |job: &FanOutJob| {
         let found = job.after.iter().map(|number| ids.get(number).filter(|_| *number < job.ordinal).copied());
         let found: Option<BTreeSet<Uuid>> = found.collect();
-        found.filter(|found| found.len() <= AFTER_MAX).map(After::success_of).ok_or_else(|| {
-            let message = format!("Job {} runs after up to {AFTER_MAX} others that stand before it.", job.ordinal);
+        found.map(After::success_of).ok_or_else(|| {
+            let message = format!("Job {} runs after others that are there and stand before it.", job.ordinal);
             Fail::invalid("jobs.invalid", message)
         })
     };
     jobs.map(after).collect()
+}
+
+fn too_many_after(ordinal: u32) -> Fail {
+    Fail::invalid("jobs.invalid", format!("Job {ordinal} runs after at most {AFTER_MAX} others."))
 }
 
 fn child(

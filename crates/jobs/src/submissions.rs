@@ -21,7 +21,7 @@ pub(crate) use writing::{Submission, Taken, write};
 
 use crate::{
     Core, SCHEMA,
-    engine::{After, Backoff, Nameable, NewJob, Place, RetryOn, Unique},
+    engine::{self, After, Backoff, Nameable, NewJob, Place, RetryOn, Unique},
 };
 
 /// Jobs that one call may bring.
@@ -94,7 +94,7 @@ pub(crate) async fn check(
     }
     let now = core.clock.now();
     let ids = specs.iter().map(|_| core.clock.new_id()).collect();
-    let nameable = Nameable::of(&core.pool, caller, &specs, ids).await?;
+    let nameable = Nameable::of(&core.pool, caller, origin.owner, &specs, ids).await?;
     let mut jobs = Vec::with_capacity(specs.len());
     let mut violations = Vec::new();
     let mut forbidden = Vec::new();
@@ -107,6 +107,9 @@ pub(crate) async fn check(
         if violations.len() >= VIOLATIONS_ENOUGH {
             break;
         }
+    }
+    if violations.is_empty() {
+        violations = engine::rings(&jobs);
     }
     if !violations.is_empty() {
         return Err(Fail::invalid("jobs.invalid", "A job cannot be taken as it is.").with_violations(violations));

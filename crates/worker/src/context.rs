@@ -302,12 +302,12 @@ impl Context {
         }
     }
 
-    /// Adds jobs to the batch that this job is one of; their ids, in order. The batch waits for them as for this job, and its
+    /// Adds jobs to the batch that this job is one of, up to 1,000 at a time; their ids, in order. The batch waits for them as for this job, and its
     /// finalize sees them behind the others. A repeated attempt may repeat its calls: each ordinal is made once.
     ///
     /// # Errors
-    /// `invalid_input` for arguments that do not fit a schema, a job of no batch, or a full one; `internal` while the batch is
-    /// being cancelled.
+    /// `invalid_input` for arguments that do not fit a schema, a job of no batch, or a full one; [`Failure::Cancelled`] while the
+    /// batch is being cancelled.
     pub async fn add_siblings(&self, jobs: Vec<ChildJob>) -> Result<Vec<String>, Failure> {
         match self.host.ask(Question::AddSiblings { jobs }).await? {
             Answer::AddedSiblings { job_ids } => Ok(job_ids),

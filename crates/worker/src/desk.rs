@@ -24,6 +24,7 @@ use crate::{
 
 /// The code with which `jobs` refuses a call of an attempt that does not count any more.
 const FENCED: &str = "jobs.fenced";
+const BATCH_CANCELLING: &str = "jobs.batch_cancelling";
 /// Longest log line and progress message, in bytes.
 const LINE_BYTES_MAX: usize = 4_096;
 const COPY_BYTES: usize = 256 * 1024;
@@ -88,6 +89,10 @@ impl Host for Desk {
                 }
             };
             answer.map_err(|fail| {
+                // What was to be added is not wanted any more, and this job is about to be told the same.
+                if fail.code() == BATCH_CANCELLING {
+                    return Failure::cancelled(fail.message());
+                }
                 if fail.code() == FENCED {
                     let order = Order { why: Why::Fenced, grace: std::time::Duration::ZERO };
                     self.ledger.order(&self.calls.attempt, order);

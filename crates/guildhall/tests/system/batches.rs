@@ -53,14 +53,16 @@ async fn a_batch_that_grows_and_runs_in_order_ends_and_is_retried_as_it_was_aske
 
     let path = format!("{path}/{id}/retry");
     let asked = json!({ "states": ["failed", "cancelled"] });
-    for (n, point) in ["batch-retry-asked", "batch-retry-bite", "dependents-not-freed"].into_iter().enumerate() {
+    for (n, point) in
+        ["batch-retry-asked", "batch-retry-bite", "end-not-told", "dependents-not-freed"].into_iter().enumerate()
+    {
         killed_at(&mut house, crashes.path(), point, &mut person, &path, &asked).await;
         assert_eq!(finished(&person, &id, n + 2).await["counts"], counts);
     }
     let list = format!("/api/v1/jobs?batch_id={id}&task=demo_echo");
     let echoes = person.list(&list).await;
     let cancelled: Vec<_> = echoes.iter().filter(|job| job["state"] == "cancelled").collect();
-    assert_eq!((echoes.len(), cancelled.len()), (5, 1), "{echoes:#?}");
+    assert_eq!((echoes.len(), cancelled.len()), (6, 1), "{echoes:#?}");
     assert_eq!(cancelled[0]["error"]["kind"], "dependency");
     house.close().await;
 }

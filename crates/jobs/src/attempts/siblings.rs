@@ -8,11 +8,11 @@ use proto::worker::{AddSiblingsRequest, AddSiblingsResponse, FanOutJob, Sibling}
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{CHILDREN_MAX, afters, child, hold, queue_of};
+use super::{CHILDREN_MAX, afters, child, hold, queue_of, too_many_after};
 use crate::{
     Core,
     batches::{self, BATCH_JOBS_MAX},
-    engine::Telling,
+    engine::{AFTER_MAX, Telling},
 };
 
 /// Adds what no earlier attempt of the job has added under the same numbers.
@@ -37,7 +37,8 @@ pub(super) async fn add(core: &Core, call: &Call, asked: AddSiblingsRequest) -> 
     if row.cancel_asked_at.is_some() {
         return Err(Fail::conflict("jobs.batch_cancelling", "The batch is being cancelled; no more jobs are added."));
     }
-    let mut ids = there(&mut transaction, batch, held.id).await?;
+    let named: BTreeSet<u32> = jobs.iter().flat_map(|job| job.after.iter().chain([&job.ordinal])).copied().collect();
+    let mut ids = there(&mut transaction, batch, held.id, named).await?;
     let new: Vec<&FanOutJob> = jobs.iter().filter(|job| !ids.contains_key(&job.ordinal)).collect();
     ids.extend(new.iter().map(|job| (job.ordinal, core.clock.new_id())));
     let after = afters(new.iter().copied(), &ids)?;
@@ -70,9 +71,8 @@ pub(super) async fn add(core: &Core, call: &Call, asked: AddSiblingsRequest) -> 
         .await?;
     let mut telling = Telling::default();
     batches::append(&mut transaction, &core.clock, batch, &children, now, &mut telling).await?;
-    let mut streams = telling.append(&mut transaction, now).await?;
+    let streams = telling.append(&mut transaction, now).await?;
     transaction.commit().await?;
-    streams.push(batch);
     core.engine.ground.took_in(streams, children.iter().any(|job| !job.after.is_empty()));
     let job_ids = jobs.iter().map(|job| ids[&job.ordinal].to_string());
     Ok(AddSiblingsResponse { job_ids: job_ids.collect() })
@@ -82,6 +82,9 @@ pub(super) async fn add(core: &Core, call: &Call, asked: AddSiblingsRequest) -> 
 fn numbered(jobs: Vec<Sibling>) -> Result<Vec<FanOutJob>, Fail> {
     if jobs.len() > CHILDREN_MAX as usize {
         return Err(Fail::invalid("jobs.too_many", format!("One call adds at most {CHILDREN_MAX} jobs.")));
+    }
+    if let Some(job) = jobs.iter().find(|job| job.after.len() > AFTER_MAX) {
+        return Err(too_many_after(job.number));
     }
     let distinct: BTreeSet<u32> = jobs.iter().map(|job| job.number).collect();
     if distinct.len() < jobs.len() || distinct.iter().any(|number| *number >= BATCH_JOBS_MAX.unsigned_abs()) {
@@ -93,11 +96,21 @@ fn numbered(jobs: Vec<Sibling>) -> Result<Vec<FanOutJob>, Fail> {
     Ok(jobs.into_iter().map(of).collect())
 }
 
-/// What the job has added before, by number.
-async fn there(conn: &mut PgConnection, batch: Uuid, job: Uuid) -> Result<HashMap<u32, Uuid>, Fail> {
-    let rows =
-        sqlx::query!("select number, job_id from jobs.sibling where batch_id = $1 and added_by = $2", batch, job)
-            .fetch_all(conn)
-            .await?;
+/// Of these numbers those under which the job has added before.
+async fn there(
+    conn: &mut PgConnection,
+    batch: Uuid,
+    job: Uuid,
+    numbers: BTreeSet<u32>,
+) -> Result<HashMap<u32, Uuid>, Fail> {
+    let numbers: Vec<i32> = numbers.into_iter().map(|number| i32::try_from(number).unwrap_or(i32::MAX)).collect();
+    let rows = sqlx::query!(
+        "select number, job_id from jobs.sibling where batch_id = $1 and added_by = $2 and number = any($3)",
+        batch,
+        job,
+        &numbers,
+    )
+    .fetch_all(conn)
+    .await?;
     Ok(rows.into_iter().map(|row| (row.number.unsigned_abs(), row.job_id)).collect())
 }

@@ -1,21 +1,22 @@
 //! Jobs that run after others. Whoever submits a job writes down what it runs after and waits for nothing; the leader has
-//! each of those watched, or finds how it ended long ago. A watched job tells its end in the transaction that ends it, and
-//! the leader does what that means for those that wait: they may start, or are cancelled, which is an end that is told in
-//! turn. So a crash at any line leaves a row that says what is still to be done, and no chain is too long for one
-//! transaction.
+//! each of those watched, or finds how it ended long ago. The end of a watched job is written down in the transaction that
+//! ends it, in one row however many run after it; the leader tells it to each of them and does what it means: they may start,
+//! or are cancelled, which is an end in turn. So a crash at any line leaves a row that says what is still to be done, and no
+//! transaction grows with the length of a chain or with how many wait for one job.
 //!
-//! Order of locks: dependencies after the jobs that they are on, and before batches. The leader locks jobs alone, by id.
+//! Order of locks: dependencies after jobs and before batches, by job and by what it runs after. The leader locks jobs alone,
+//! by id.
 
 mod asked;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use chrono::{DateTime, Utc};
 use kit::{Fail, crash_point};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-pub(crate) use asked::{AFTER_MAX, After, Nameable};
+pub(crate) use asked::{AFTER_MAX, After, Nameable, rings};
 
 use super::{
     Ground,
@@ -49,17 +50,18 @@ pub(super) async fn insert(conn: &mut PgConnection, jobs: &[NewJob]) -> Result<(
     Ok(())
 }
 
-/// Tells the ends of jobs to those that run after them. Whether there are any.
-pub(super) async fn tell_ends(conn: &mut PgConnection, steps: &[Step]) -> Result<bool, Fail> {
+/// Writes down the ends of jobs for those that run after them. Whether there are any.
+pub(super) async fn note_ends(conn: &mut PgConnection, steps: &[Step]) -> Result<bool, Fail> {
     let ended: Vec<&Step> = steps.iter().filter(|step| step.row.has_dependents && step.next.is_final()).collect();
     if ended.is_empty() {
         return Ok(false);
     }
     sqlx::query!(
-        "update jobs.dependency
-         set state = 'ended', outcome = ended.state
+        "insert into jobs.dependency_end (job_id, outcome)
+         select id, state
          from unnest($1::uuid[], $2::text[]) as ended (id, state)
-         where dependency.after_id = ended.id and dependency.state in ('asked', 'watched')",
+         order by id
+         on conflict (job_id) do update set outcome = excluded.outcome",
         &ended.iter().map(|step| step.row.id).collect::<Vec<_>>(),
         &ended.iter().map(|step| step.next.as_str().to_owned()).collect::<Vec<_>>(),
     )
@@ -68,15 +70,24 @@ pub(super) async fn tell_ends(conn: &mut PgConnection, steps: &[Step]) -> Result
     Ok(true)
 }
 
-/// Asks anew for what jobs that are queued again run after and what was not met; which jobs have such. Comes before their
+/// Asks anew for what jobs that are queued again run after and what has not succeeded, which may be live again; which jobs
+/// have such. Comes before their
 /// batches are locked.
 pub(super) async fn ask_again(conn: &mut PgConnection, jobs: &[Uuid]) -> Result<Vec<Uuid>, Fail> {
     let mut waiting = sqlx::query_scalar!(
-        "update jobs.dependency
+        "with unmet as (
+           select job_id, after_id
+           from jobs.dependency
+           where job_id = any($1)
+             and outcome is distinct from 'succeeded'
+           order by job_id, after_id
+           for update
+         )
+         update jobs.dependency
          set state = 'asked', outcome = null
-         where job_id = any($1)
-           and (outcome is null or outcome = 'gone' or (needs = 'succeeded' and outcome <> 'succeeded'))
-         returning job_id",
+         from unmet
+         where dependency.job_id = unmet.job_id and dependency.after_id = unmet.after_id
+         returning dependency.job_id",
         jobs,
     )
     .fetch_all(conn)
@@ -93,10 +104,9 @@ pub(super) async fn refusal(conn: &mut PgConnection, job: Uuid) -> Result<Option
         r#"select after_id, past.state as "state?"
            from jobs.dependency
            left join jobs.job_history as past on past.id = after_id
-           where job_id = $1
-             and (outcome is null or outcome = 'gone' or (needs = 'succeeded' and outcome <> 'succeeded'))
+           where job_id = $1 and needs = 'succeeded' and outcome is distinct from 'succeeded'
+             and (past.id is null or past.state <> 'succeeded')
              and not exists (select from jobs.job where id = after_id)
-             and (past.id is null or (needs = 'succeeded' and past.state <> 'succeeded'))
            order by after_id
            limit 1"#,
         job,
@@ -106,7 +116,7 @@ pub(super) async fn refusal(conn: &mut PgConnection, job: Uuid) -> Result<Option
     Ok(unmet.map(|unmet| {
         let after = unmet.after_id;
         let message = match unmet.state {
-            Some(state) => format!("The job {after}, after which it runs, ended {state}. Retry that one first."),
+            Some(state) => format!("The job {after}, after which it runs, ended {state}, and has to succeed first."),
             None => format!("The job {after}, after which it runs, is not kept any more."),
         };
         Fail::conflict("jobs.dependency_unmet", message)
@@ -115,15 +125,66 @@ pub(super) async fn refusal(conn: &mut PgConnection, job: Uuid) -> Result<Option
 
 /// Has what was asked for watched, and does what the ends of others mean for those that wait. Whether there may be more.
 pub(super) async fn carry_on(ground: &Ground, lead: Lead) -> Result<bool, Fail> {
+    let is_more_noted = tell(ground, lead).await?;
     let is_more_asked = watch(ground, lead).await?;
     let is_more_ended = settle(ground, lead).await?;
-    Ok(is_more_asked || is_more_ended)
+    Ok(is_more_noted || is_more_asked || is_more_ended)
 }
 
-/// Has live jobs tell their ends to those that run after them, and finds how the others ended.
+/// Tells ends that were noted to some of those that run after these jobs.
+async fn tell(ground: &Ground, lead: Lead) -> Result<bool, Fail> {
+    let ended = sqlx::query_scalar!("select job_id from jobs.dependency_end order by job_id limit $1", BITE)
+        .fetch_all(&ground.pool)
+        .await?;
+    if ended.is_empty() {
+        return Ok(false);
+    }
+    let mut transaction = lead.begin(&ground.pool).await?;
+    let told = sqlx::query!(
+        "with page as (
+           select job_id, after_id
+           from jobs.dependency
+           where state = 'watched' and after_id = any($1)
+           limit $2
+         ), locked as (
+           select dependency.job_id, dependency.after_id
+           from jobs.dependency
+           join page on page.job_id = dependency.job_id and page.after_id = dependency.after_id
+           order by dependency.job_id, dependency.after_id
+           for update of dependency
+         )
+         update jobs.dependency
+         set state = 'ended', outcome = ended.outcome
+         from locked
+         join jobs.dependency_end as ended on ended.job_id = locked.after_id
+         where dependency.job_id = locked.job_id and dependency.after_id = locked.after_id
+           and dependency.state = 'watched'",
+        &ended,
+        BITE,
+    )
+    .execute(&mut *transaction)
+    .await?;
+    // One that was asked for anew meanwhile was not told, and leaves the others for the next bite.
+    let is_left = sqlx::query_scalar!(
+        r#"select exists (select from jobs.dependency where state = 'watched' and after_id = any($1)) as "is_left!""#,
+        &ended,
+    )
+    .fetch_one(&mut *transaction)
+    .await?;
+    if !is_left {
+        sqlx::query!("delete from jobs.dependency_end where job_id = any($1)", &ended)
+            .execute(&mut *transaction)
+            .await?;
+    }
+    crash_point("end-not-told");
+    transaction.commit().await?;
+    Ok(is_left || told.rows_affected() > 0)
+}
+
+/// Has live jobs tell their ends to some of those that run after them, and finds how the others ended.
 async fn watch(ground: &Ground, lead: Lead) -> Result<bool, Fail> {
-    let asked = sqlx::query_scalar!(
-        "select distinct after_id from jobs.dependency where state = 'asked' order by after_id limit $1",
+    let asked = sqlx::query!(
+        "select job_id, after_id from jobs.dependency where state = 'asked' order by after_id, job_id limit $1",
         BITE,
     )
     .fetch_all(&ground.pool)
@@ -131,26 +192,46 @@ async fn watch(ground: &Ground, lead: Lead) -> Result<bool, Fail> {
     if asked.is_empty() {
         return Ok(false);
     }
+    let (jobs, after): (Vec<Uuid>, Vec<Uuid>) = asked.into_iter().map(|row| (row.job_id, row.after_id)).unzip();
     let mut transaction = lead.begin(&ground.pool).await?;
-    let live = sqlx::query_scalar!("select id from jobs.job where id = any($1) order by id for update", &asked)
+    let live = sqlx::query_scalar!("select id from jobs.job where id = any($1) order by id for update", &after)
         .fetch_all(&mut *transaction)
         .await?;
     sqlx::query!("update jobs.job set has_dependents = true where id = any($1) and not has_dependents", &live)
         .execute(&mut *transaction)
         .await?;
-    // One that is live now and was not above was retried meanwhile: the next bite has it.
+    // One that is live now and was not above was retried meanwhile: a later bite has it. So has it one whose earlier end is
+    // still to be told, to those that were watched then and to no others, and one that its batch's retry is about to reach.
     let found = sqlx::query!(
-        "update jobs.dependency
+        "with asked as (
+           select job_id, after_id
+           from unnest($1::uuid[], $2::uuid[]) as named (job, after)
+           join jobs.dependency on job_id = job and after_id = after
+           where state = 'asked'
+           order by job_id, after_id
+           for update of dependency
+         )
+         update jobs.dependency
          set state = case when after.is_live then 'watched' else 'ended' end,
            outcome = case when not after.is_live then coalesce(after.state, 'gone') end
          from (
-           select asked.id, asked.id = any($2) as is_live, past.state
-           from unnest($1::uuid[]) as asked (id)
-           left join jobs.job_history as past on past.id = asked.id
+           select asked.job_id, asked.after_id, asked.after_id = any($3) as is_live, past.state,
+             exists (
+               select from jobs.batch
+               where batch.id = past.batch_id and past.state = any(batch.retry_states)
+                 and past.ordinal > batch.retry_after
+             ) as is_retrying
+           from asked
+           left join jobs.job_history as past on past.id = asked.after_id
          ) as after
-         where dependency.after_id = after.id and dependency.state = 'asked'
-           and (after.is_live or after.state is not null or not exists (select from jobs.job where id = after.id))",
-        &asked,
+         where dependency.job_id = after.job_id and dependency.after_id = after.after_id
+           and not exists (select from jobs.dependency_end as noted where noted.job_id = after.after_id)
+           and not after.is_retrying
+           and (
+             after.is_live or after.state is not null or not exists (select from jobs.job where id = after.after_id)
+           )",
+        &jobs,
+        &after,
         &live,
     )
     .execute(&mut *transaction)
@@ -171,23 +252,36 @@ struct Stand {
 
 /// Lets jobs start, or cancels them, as what they run after has ended.
 async fn settle(ground: &Ground, lead: Lead) -> Result<bool, Fail> {
-    let told = sqlx::query_scalar!(
-        "select distinct job_id from jobs.dependency where state = 'ended' order by job_id limit $1",
-        BITE,
-    )
-    .fetch_all(&ground.pool)
-    .await?;
-    if told.is_empty() {
-        return Ok(false);
-    }
     let now = ground.clock.now();
     let mut transaction = lead.begin(&ground.pool).await?;
-    let rows = steps::lock(&mut transaction, &told).await?;
     // First, so that what ends from here on is not taken for done.
-    sqlx::query!("update jobs.dependency set state = 'settled' where job_id = any($1) and state = 'ended'", &told)
-        .execute(&mut *transaction)
-        .await?;
-    let stands = stands(&mut transaction, &told).await?;
+    let ended = sqlx::query!(
+        "with ended as (
+           select job_id, after_id
+           from jobs.dependency
+           where state = 'ended'
+           order by job_id, after_id
+           limit $1
+           for update
+         )
+         update jobs.dependency
+         set state = 'settled'
+         from ended
+         where dependency.job_id = ended.job_id and dependency.after_id = ended.after_id
+         returning dependency.job_id",
+        BITE,
+    )
+    .fetch_all(&mut *transaction)
+    .await?;
+    if ended.is_empty() {
+        return Ok(false);
+    }
+    let told: BTreeSet<Uuid> = ended.into_iter().map(|row| row.job_id).collect();
+    // Those for which nothing follows yet are not locked: of a hundred that one runs after, each ends by itself.
+    let decided = decided(&mut transaction, &told.into_iter().collect::<Vec<_>>()).await?;
+    let rows = steps::lock(&mut transaction, &decided).await?;
+    // One that was cancelled, or retried, before its row was locked stands otherwise by now.
+    let stands = stands(&mut transaction, &decided).await?;
     let waiting = rows.into_iter().filter(|row| row.state == State::Waiting.as_str());
     let steps: Vec<Step> = waiting.filter_map(|row| step(stands.get(&row.id)?, row, now)).collect();
     let aftermath = steps::carry_out(ground, &mut transaction, steps, BTreeMap::new(), Telling::default(), now).await?;
@@ -197,11 +291,40 @@ async fn settle(ground: &Ground, lead: Lead) -> Result<bool, Fail> {
     Ok(true)
 }
 
+/// Of these jobs those that may start or are to be cancelled. What was not met and is live again, or has succeeded by now,
+/// was retried since: it is asked for anew.
+async fn decided(conn: &mut PgConnection, jobs: &[Uuid]) -> Result<Vec<Uuid>, Fail> {
+    sqlx::query!(
+        "update jobs.dependency
+         set state = 'asked', outcome = null
+         where job_id = any($1) and needs = 'succeeded' and state = 'settled' and outcome <> 'succeeded'
+           and (
+             exists (select from jobs.job where id = after_id)
+             or exists (select from jobs.job_history as past where past.id = after_id and past.state = 'succeeded')
+           )
+           and exists (select from jobs.job as waiting where waiting.id = job_id and waiting.state = 'waiting')",
+        jobs,
+    )
+    .execute(&mut *conn)
+    .await?;
+    Ok(sqlx::query_scalar!(
+        r#"select id as "id!"
+           from unnest($1::uuid[]) as told (id)
+           where not exists (select from jobs.dependency where job_id = id and (outcome is null or state = 'ended'))
+             or exists (
+               select from jobs.dependency where job_id = id and needs = 'succeeded' and outcome <> 'succeeded'
+             )"#,
+        jobs,
+    )
+    .fetch_all(conn)
+    .await?)
+}
+
 async fn stands(conn: &mut PgConnection, jobs: &[Uuid]) -> Result<HashMap<Uuid, Stand>, Fail> {
     let rows = sqlx::query!(
         r#"select job_id, bool_or(outcome is null or state = 'ended') as "is_open!",
              min(after_id::text || ' ' || outcome) filter (
-               where outcome = 'gone' or (needs = 'succeeded' and outcome <> 'succeeded')
+               where needs = 'succeeded' and outcome <> 'succeeded'
              ) as unmet
            from jobs.dependency
            where job_id = any($1)
@@ -235,22 +358,31 @@ fn step(stand: &Stand, row: Row, now: DateTime<Utc>) -> Option<Step> {
 }
 
 /// Asks again for what is watched and has ended without telling: under a replica of a version that knows nothing of this,
-/// beside which this one ran for a while. How much.
-pub(super) async fn recheck(conn: &mut PgConnection, rows_max: i64) -> Result<u64, Fail> {
-    let untold = sqlx::query!(
-        "update jobs.dependency
-         set state = 'asked'
-         where (job_id, after_id) in (
-           select job_id, after_id
-           from jobs.dependency
-           where state = 'watched' and not exists (select from jobs.job where id = after_id)
-           limit $1
-         )",
-        rows_max,
-    )
-    .execute(conn)
-    .await?;
-    Ok(untold.rows_affected())
+/// beside which this one ran for a while.
+pub(super) async fn recheck(ground: &Ground, lead: Lead, rows_max: i64) -> Result<(), Fail> {
+    loop {
+        let mut transaction = lead.begin(&ground.pool).await?;
+        let untold = sqlx::query!(
+            "update jobs.dependency
+             set state = 'asked'
+             where (job_id, after_id) in (
+               select job_id, after_id
+               from jobs.dependency
+               where state = 'watched' and not exists (select from jobs.job where id = after_id)
+                 and not exists (select from jobs.dependency_end as noted where noted.job_id = after_id)
+               limit $1
+             )",
+            rows_max,
+        )
+        .execute(&mut *transaction)
+        .await?
+        .rows_affected();
+        transaction.commit().await?;
+        if untold == 0 {
+            return Ok(());
+        }
+        ground.dependents.notify_one();
+    }
 }
 
 /// Forgets what jobs before `before` ran after that are not kept any more; how much.

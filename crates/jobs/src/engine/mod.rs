@@ -47,7 +47,7 @@ use uuid::Uuid;
 pub(crate) use admission::{Standing, alone as admit_alone, lane_running};
 pub(crate) use backoff::Backoff;
 pub(crate) use cancel::close_within;
-pub(crate) use dependencies::{AFTER_MAX, After, Nameable};
+pub(crate) use dependencies::{AFTER_MAX, After, Nameable, rings};
 pub(crate) use dispatch::Seat;
 pub(crate) use events::Telling;
 pub(crate) use finalizes::list as list_finalizes;
@@ -65,7 +65,7 @@ pub(crate) use unique::{Keys, OnConflict, Unique, held as key_held};
 pub(crate) use group::Group;
 
 use live::Live;
-use steps::Aftermath;
+pub(crate) use steps::Aftermath;
 
 use crate::{SCHEMA, Settings, acts};
 
@@ -94,14 +94,16 @@ pub(crate) struct Ground {
     cancels: Notify,
     /// Limits have changed, and waiting jobs are to follow.
     lanes: Notify,
-    /// Some batch is to be cancelled or retried, or some job waits for others, which the leader sees to.
+    /// Some batch is to be cancelled or retried, which the leader sees to.
     bites: Notify,
+    /// Some job waits for others, or what it waits for has ended, which the leader sees to.
+    dependents: Notify,
 }
 
 impl Ground {
     /// New jobs are durable; whether some of them wait for others.
     pub(crate) fn took_in(&self, streams: Vec<Uuid>, are_some_waiting: bool) {
-        self.after(&Aftermath { streams, has_work: true, has_cancels: are_some_waiting });
+        self.after(&Aftermath { streams, has_work: true, has_dependents: are_some_waiting, ..Aftermath::default() });
     }
 
     /// Wakes whoever waits for what a transaction has made durable, here and in the other replicas.
@@ -120,6 +122,9 @@ impl Ground {
         if aftermath.has_cancels {
             self.cancels.notify_one();
             self.bites.notify_one();
+        }
+        if aftermath.has_dependents {
+            self.dependents.notify_one();
         }
     }
 }
@@ -162,6 +167,7 @@ impl Engine {
             work: Notify::new(),
             cancels: Notify::new(),
             bites: Notify::new(),
+            dependents: Notify::new(),
             lanes: Notify::new(),
         });
         history::make_partitions(&ground).await?;
@@ -221,7 +227,7 @@ impl Engine {
 
     /// Streams have news and jobs may start, after a transaction that was not the engine's own.
     pub(crate) fn after(&self, streams: Vec<Uuid>, has_work: bool) {
-        self.ground.after(&Aftermath { streams, has_work, has_cancels: false });
+        self.ground.after(&Aftermath { streams, has_work, ..Aftermath::default() });
     }
 
     /// Asks a live job to stop. `act` is written down with it, unless it was asked before.

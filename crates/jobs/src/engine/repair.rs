@@ -91,7 +91,7 @@ pub(super) async fn job(ground: &Ground, id: Uuid, act: Act) -> Result<(), Fail>
     ground.audit.record(&mut transaction, act).await?;
     let streams = telling.append(&mut transaction, now).await?;
     transaction.commit().await?;
-    ground.after(&Aftermath { streams, has_work: true, has_cancels: !waiting.is_empty() });
+    ground.after(&Aftermath { streams, has_work: true, has_dependents: !waiting.is_empty(), ..Aftermath::default() });
     Ok(())
 }
 
@@ -173,7 +173,7 @@ pub(super) async fn batch(ground: &Ground, id: Uuid, states: &[State], act: Act)
     let streams = telling.append(&mut transaction, now).await?;
     transaction.commit().await?;
     // The leader goes on with it, also where this replica dies here.
-    ground.after(&Aftermath { streams, has_work: false, has_cancels: true });
+    ground.after(&Aftermath { streams, has_cancels: true, ..Aftermath::default() });
     crash_point("batch-retry-asked");
     // The first bite at once, so that the answer shows a small batch as it will be. The leader takes the others.
     let transaction = ground.pool.begin().await?;
@@ -248,7 +248,8 @@ async fn bite(ground: &Ground, mut transaction: Transaction<'static, Postgres>, 
     let changes = BTreeMap::from([(batch, BatchChange::default())]);
     let mut aftermath = steps::carry_out(ground, &mut transaction, Vec::new(), changes, telling, now).await?;
     aftermath.has_work |= !found.is_empty();
-    aftermath.has_cancels |= !waiting.is_empty();
+    // The last bite lets go of what waited for it, too.
+    aftermath.has_dependents = true;
     transaction.commit().await?;
     ground.after(&aftermath);
     crash_point("batch-retry-bite");

@@ -143,8 +143,10 @@ pub(crate) struct Aftermath {
     pub(crate) streams: Vec<Uuid>,
     /// Some job may start now.
     pub(crate) has_work: bool,
-    /// Some batch or attempt is to be cancelled, some batch retried, or some job's end means something for others.
+    /// Some batch or attempt is to be cancelled, or some batch retried.
     pub(crate) has_cancels: bool,
+    /// Some job waits for others, or what it waits for has ended.
+    pub(crate) has_dependents: bool,
 }
 
 /// Locks live jobs in the order of their ids. The parents whose child batches they are in, up the line, are locked with
@@ -224,7 +226,7 @@ pub(crate) async fn carry_out(
         record_attempts(conn, &steps, now).await?;
         move_to_history(conn, &steps, now).await?;
         put_back(conn, &steps, now).await?;
-        aftermath.has_cancels |= dependencies::tell_ends(conn, &steps).await?;
+        aftermath.has_dependents |= dependencies::note_ends(conn, &steps).await?;
         for step in steps.drain(..) {
             tell(&step, &mut telling, &mut word);
             // In a lane, what ends makes room for another, wherever there is a slot for that.

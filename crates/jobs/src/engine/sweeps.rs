@@ -31,6 +31,7 @@ const TIMEOUT_SLACK_S: f64 = 15.0;
 const PROMOTE_EVERY: Duration = Duration::from_millis(200);
 const EXPIRE_EVERY: Duration = Duration::from_millis(500);
 const LEASES_EVERY: Duration = Duration::from_secs(1);
+const DEPENDENTS_EVERY: Duration = Duration::from_secs(2);
 const CANCELS_EVERY: Duration = Duration::from_secs(2);
 const RECONCILE_EVERY: Duration = Duration::from_secs(30);
 const LANES_EVERY: Duration = Duration::from_secs(1);
@@ -78,13 +79,29 @@ pub(super) fn start(ground: &Arc<Ground>, tasks: &Tasks) {
             while !stopping.is_cancelled() {
                 let has_cancels = cancel::carry_on(&ground, lead).await?;
                 let has_retries = repair::carry_on(&ground, lead).await?;
-                let has_dependents = dependencies::carry_on(&ground, lead).await?;
-                if has_cancels || has_retries || has_dependents {
+                if has_cancels || has_retries {
                     continue;
                 }
                 tokio::select! {
                     () = ground.bites.notified() => {}
                     () = tokio::time::sleep(CANCELS_EVERY) => {}
+                    () = stopping.cancelled() => {}
+                }
+            }
+            Ok(())
+        }
+    });
+    let stopping = tasks.stopping();
+    while_leading(ground, tasks, "jobs.dependencies", move |ground, lead| {
+        let stopping = stopping.clone();
+        async move {
+            while !stopping.is_cancelled() {
+                if dependencies::carry_on(&ground, lead).await? {
+                    continue;
+                }
+                tokio::select! {
+                    () = ground.dependents.notified() => {}
+                    () = tokio::time::sleep(DEPENDENTS_EVERY) => {}
                     () = stopping.cancelled() => {}
                 }
             }
@@ -167,7 +184,7 @@ async fn promote(ground: &Ground, lead: Lead) -> Result<(), Fail> {
         }
         let streams = telling.append(&mut transaction, now).await?;
         transaction.commit().await?;
-        ground.after(&Aftermath { streams, has_work: true, has_cancels: false });
+        ground.after(&Aftermath { streams, has_work: true, ..Aftermath::default() });
     }
 }
 
@@ -297,6 +314,7 @@ async fn tidy(ground: &Ground, lead: Lead) -> Result<(), Fail> {
     admission::tidy(ground, lead).await?;
     let now = ground.clock.now();
     holdups::tidy(ground, lead, now).await?;
+    dependencies::recheck(ground, lead, ROWS_MAX).await?;
     let before = now - TimeDelta::days(i64::from(ground.settings.outbox_days));
     let oldest_kept = history::floor(now.date_naive() - Days::new(u64::from(ground.settings.history_days)));
     loop {
@@ -304,13 +322,9 @@ async fn tidy(ground: &Ground, lead: Lead) -> Result<(), Fail> {
         let keys = idempotency::prune(&mut transaction, SCHEMA, now, ROWS_MAX).await?;
         let rows = outbox::prune(&mut transaction, SCHEMA, before, ROWS_MAX).await?;
         let unique = unique::tidy(&mut transaction, now, ROWS_MAX).await?;
-        let untold = dependencies::recheck(&mut transaction, ROWS_MAX).await?;
         let dependencies = dependencies::tidy(&mut transaction, oldest_kept, ROWS_MAX).await?;
         transaction.commit().await?;
-        if untold > 0 {
-            ground.bites.notify_one();
-        }
-        if keys + rows + unique + untold + dependencies == 0 {
+        if keys + rows + unique + dependencies == 0 {
             return Ok(());
         }
     }

@@ -27,7 +27,7 @@ use super::{
     Ground,
     events::Telling,
     states::State,
-    steps::{self, Row, Step},
+    steps::{self, Aftermath, Row, Step},
     submit::NewJob,
 };
 use crate::acts;
@@ -122,7 +122,7 @@ impl Keys {
 
     /// Cancels the holders that jobs ask to replace and that may be: the same owner's, never claimed, and held by no other
     /// transaction. The key goes to whoever asked first. Beside each job stands the call that it came with, if it came with
-    /// one. The streams that have news.
+    /// one. What is to be done once it is durable.
     ///
     /// # Errors
     /// As the database.
@@ -132,7 +132,7 @@ impl Keys {
         conn: &mut PgConnection,
         jobs: impl IntoIterator<Item = (&'a NewJob, Option<&'a Call>)>,
         now: DateTime<Utc>,
-    ) -> Result<Vec<Uuid>, Fail> {
+    ) -> Result<Aftermath, Fail> {
         let mut by_holder: BTreeMap<Uuid, (&NewJob, Option<&Call>)> = BTreeMap::new();
         for (job, call) in jobs {
             let asks = job.unique.as_ref().is_some_and(|unique| unique.on_conflict == OnConflict::Replace);
@@ -141,7 +141,7 @@ impl Keys {
             }
         }
         if by_holder.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Aftermath::default());
         }
         let ids: Vec<Uuid> = by_holder.keys().copied().collect();
         let mut replaced = Vec::new();
@@ -173,7 +173,7 @@ async fn cancel(
     conn: &mut PgConnection,
     replaced: Vec<(Row, &NewJob, Option<&Call>)>,
     now: DateTime<Utc>,
-) -> Result<Vec<Uuid>, Fail> {
+) -> Result<Aftermath, Fail> {
     let mut ended = Vec::with_capacity(replaced.len());
     for (row, job, call) in replaced {
         let reason = format!("Replaced by the job {}, which shows the same unique key.", job.id);
@@ -187,8 +187,7 @@ async fn cancel(
         ground.audit.record(conn, act).await?;
         ended.push(Step::stopped(Row { cancel_reason: Some(reason), ..row }));
     }
-    let aftermath = steps::carry_out(ground, conn, ended, BTreeMap::new(), Telling::default(), now).await?;
-    Ok(aftermath.streams)
+    steps::carry_out(ground, conn, ended, BTreeMap::new(), Telling::default(), now).await
 }
 
 /// Whether a job that holds its key in this way lets go of it when it starts.

@@ -37,6 +37,9 @@ struct Word {
     from: Uuid,
     has_work: bool,
     has_cancels: bool,
+    /// A replica of an earlier version says nothing of it.
+    #[serde(default)]
+    has_dependents: bool,
     /// Streams with news; none for more than can be named.
     streams: Option<BTreeSet<Uuid>>,
 }
@@ -45,6 +48,7 @@ impl Word {
     fn add(&mut self, aftermath: &Aftermath) {
         self.has_work |= aftermath.has_work;
         self.has_cancels |= aftermath.has_cancels;
+        self.has_dependents |= aftermath.has_dependents;
         if let Some(streams) = &mut self.streams {
             streams.extend(&aftermath.streams);
         }
@@ -110,17 +114,17 @@ async fn hear(ground: &Ground) -> Result<(), Fail> {
         // None when the connection was lost and is there again: what was said meanwhile is not known.
         let word = listener.try_recv().await?;
         let word = word.and_then(|word| serde_json::from_str::<Word>(word.payload()).ok());
-        let word = word.unwrap_or(Word { has_work: true, has_cancels: true, ..Word::default() });
+        let word = word.unwrap_or(Word { has_work: true, has_cancels: true, has_dependents: true, ..Word::default() });
         if word.from != wakes.replica {
-            let (has_work, has_cancels) = (word.has_work, word.has_cancels);
+            let Word { has_work, has_cancels, has_dependents, .. } = word;
             match word.streams {
                 Some(streams) => {
                     let streams = streams.into_iter().collect();
-                    ground.wake_here(&Aftermath { streams, has_work, has_cancels });
+                    ground.wake_here(&Aftermath { streams, has_work, has_cancels, has_dependents });
                 }
                 None => {
                     ground.live.touch_all();
-                    ground.wake_here(&Aftermath { has_work, has_cancels, ..Aftermath::default() });
+                    ground.wake_here(&Aftermath { has_work, has_cancels, has_dependents, ..Aftermath::default() });
                 }
             }
         }
@@ -134,9 +138,9 @@ mod tests {
     #[test]
     fn a_word_names_what_fits_and_gathers_the_rest() {
         let wakes = Wakes::new(Some(Uuid::nil())).expect("it is not alone");
-        let of = |streams: Vec<Uuid>| Aftermath { streams, has_work: false, has_cancels: false };
+        let of = |streams: Vec<Uuid>| Aftermath { streams, ..Aftermath::default() };
         wakes.tell(&of((0..STREAMS_MAX as u128).map(Uuid::from_u128).collect()));
-        wakes.tell(&Aftermath { streams: vec![Uuid::nil()], has_work: true, has_cancels: false });
+        wakes.tell(&Aftermath { streams: vec![Uuid::nil()], has_work: true, ..Aftermath::default() });
         let word = wakes.take().expect("something was told");
         assert!(word.has_work && !word.has_cancels);
         assert_eq!(word.streams.as_ref().map(BTreeSet::len), Some(STREAMS_MAX));

@@ -263,9 +263,9 @@ async fn open(core: &Core, rows: &[JobRow]) -> Result<HashMap<Uuid, String>, Fai
     let told = found.into_iter().map(|row| {
         let first = row.first.iter().map(Uuid::to_string).collect::<Vec<_>>().join(", ");
         let told = match row.count {
-            1 => format!("It runs after the job {first}."),
-            2 | 3 => format!("It runs after {} jobs that have not ended: {first}.", row.count),
-            count => format!("It runs after {count} jobs that have not ended, among them {first}."),
+            1 => format!("It waits for the job {first}."),
+            2 | 3 => format!("It waits for {} jobs: {first}.", row.count),
+            count => format!("It waits for {count} jobs, among them {first}."),
         };
         (row.job_id, told)
     });

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     Core,
-    engine::{self, Ground, Keys, NewJob, Place, Telling},
+    engine::{self, Aftermath, Ground, Keys, NewJob, Place, Telling},
     submissions::{self, Origin},
 };
 
@@ -147,7 +147,7 @@ async fn page(core: &Core, ids: &[Uuid], now: DateTime<Utc>) -> Result<(), Fail>
     runs::settle(&mut transaction, &mut rows, now).await?;
     let mut fired = Fired::default();
     decide(&mut transaction, &mut rows, &prepared, now, &mut fired).await?;
-    let (keys, mut streams) = take_keys(&core.engine.ground, &mut transaction, &fired.jobs, now).await?;
+    let (keys, replaced) = take_keys(&core.engine.ground, &mut transaction, &fired.jobs, now).await?;
     fired.leave_out(&keys, &mut rows, now);
     let mut telling = Telling::default();
     engine::insert(&mut transaction, &core.clock, &fired.jobs, now, &mut telling).await?;
@@ -156,12 +156,13 @@ async fn page(core: &Core, ids: &[Uuid], now: DateTime<Utc>) -> Result<(), Fail>
     for row in &rows {
         rows::write(&mut transaction, row).await?;
     }
-    streams.extend(telling.append(&mut transaction, now).await?);
+    let mut streams = telling.append(&mut transaction, now).await?;
+    streams.extend(replaced.streams);
     crash_point("occurrence-not-committed");
     transaction.commit().await?;
     crash_point("occurrence-committed");
     fired.tell(now);
-    core.engine.after(streams, !fired.jobs.is_empty());
+    core.engine.ground.took_in(streams, replaced.has_dependents);
     Ok(())
 }
 
@@ -231,10 +232,10 @@ pub(super) async fn take_keys(
     conn: &mut PgConnection,
     jobs: &[NewJob],
     now: DateTime<Utc>,
-) -> Result<(Keys, Vec<Uuid>), Fail> {
+) -> Result<(Keys, Aftermath), Fail> {
     let mut keys = Keys::take(conn, jobs, now).await?;
-    let streams = keys.replace(ground, conn, jobs.iter().map(|job| (job, None)), now).await?;
-    Ok((keys, streams))
+    let replaced = keys.replace(ground, conn, jobs.iter().map(|job| (job, None)), now).await?;
+    Ok((keys, replaced))
 }
 
 /// Why an occurrence whose key another job holds counts as failed: it asks to be refused. Else it is skipped.

@@ -108,7 +108,7 @@ async fn start(core: &Core, id: Uuid, prepared: &Prepared) -> Result<(), Fail> {
     };
     let mut telling = Telling::default();
     let mut streams = Vec::new();
-    let mut started = 0;
+    let (mut started, mut has_dependents) = (0, false);
     if let Some((at, job_id)) = next {
         let state = match &prepared.job {
             Ok(job) => {
@@ -116,7 +116,8 @@ async fn start(core: &Core, id: Uuid, prepared: &Prepared) -> Result<(), Fail> {
                 let ground = &core.engine.ground;
                 let (keys, replaced) =
                     firing::take_keys(ground, &mut transaction, std::slice::from_ref(&job), now).await?;
-                streams.extend(replaced);
+                streams.extend(replaced.streams);
+                has_dependents |= replaced.has_dependents;
                 match (keys.holder(&job), firing::held(&job, &keys)) {
                     (None, _) => {
                         engine::insert(&mut transaction, &core.clock, &[job], now, &mut telling).await?;
@@ -157,7 +158,7 @@ async fn start(core: &Core, id: Uuid, prepared: &Prepared) -> Result<(), Fail> {
     if started > 0 {
         metrics::counter!("guildhall_schedule_fires_total", "outcome" => "submitted").increment(started);
     }
-    core.engine.after(streams, started > 0);
+    core.engine.ground.took_in(streams, has_dependents);
     Ok(())
 }
 

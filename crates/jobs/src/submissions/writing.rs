@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use crate::{
     SCHEMA,
-    engine::{self, Keys, NewJob, OnConflict, Telling},
+    engine::{self, Aftermath, Keys, NewJob, OnConflict, Telling},
 };
 
 /// A checked submission on its way to the group writer.
@@ -49,7 +49,7 @@ pub(crate) async fn write(core: &engine::Ground, group: Vec<Submission>) -> Resu
     }
     let fresh: Vec<&Submission> =
         group.iter().zip(&answered).filter(|(_, answer)| answer.is_none()).map(|(submission, _)| submission).collect();
-    let (unique, mut streams) = take_unique_keys(core, &mut transaction, &fresh, now).await?;
+    let (unique, replaced) = take_unique_keys(core, &mut transaction, &fresh, now).await?;
     let mut jobs: Vec<NewJob> = Vec::new();
     let mut taken = Vec::with_capacity(group.len());
     for (submission, earlier) in group.iter().zip(answered) {
@@ -77,13 +77,14 @@ pub(crate) async fn write(core: &engine::Ground, group: Vec<Submission>) -> Resu
     }
     let mut telling = Telling::default();
     engine::insert(&mut transaction, &core.clock, &jobs, now, &mut telling).await?;
-    streams.extend(telling.append(&mut transaction, now).await?);
+    let mut streams = telling.append(&mut transaction, now).await?;
     transaction.commit().await?;
     shared.end("jobs.submit", group.iter().map(|submission| submission.jobs.first()?.traceparent.as_deref()));
     if jobs.iter().any(|job| job.concurrency_key.is_some()) {
         core.limits.limited();
     }
-    core.took_in(streams, jobs.iter().any(|job| !job.after.is_empty()));
+    streams.extend(replaced.streams);
+    core.took_in(streams, replaced.has_dependents || jobs.iter().any(|job| !job.after.is_empty()));
     Ok(taken)
 }
 
@@ -114,16 +115,16 @@ async fn earlier<'a>(
 }
 
 /// Takes the unique keys that fresh submissions ask for, and has the jobs replaced that are to be. Who holds the keys, and
-/// the streams that have news.
+/// what is to be done of the replacing once it is durable.
 async fn take_unique_keys(
     core: &engine::Ground,
     conn: &mut PgConnection,
     fresh: &[&Submission],
     now: DateTime<Utc>,
-) -> Result<(Keys, Vec<Uuid>), Fail> {
+) -> Result<(Keys, Aftermath), Fail> {
     let jobs = || fresh.iter().flat_map(|submission| submission.jobs.iter());
     if jobs().all(|job| job.unique.is_none()) {
-        return Ok((Keys::default(), Vec::new()));
+        return Ok((Keys::default(), Aftermath::default()));
     }
     if is_contested(fresh) {
         return Err(engine::key_held());
@@ -143,8 +144,8 @@ async fn take_unique_keys(
             Some(_) => {}
         }
     }
-    let streams = keys.replace(core, conn, replacing, now).await?;
-    Ok((keys, streams))
+    let replaced = keys.replace(core, conn, replacing, now).await?;
+    Ok((keys, replaced))
 }
 
 /// Whether a submission would replace a job of another in the same group, which is not there yet: one after the other they

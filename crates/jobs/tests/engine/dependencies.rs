@@ -338,6 +338,100 @@ async fn a_crash_before_what_is_named_is_watched_and_one_before_its_end_is_seen_
 }
 
 #[tokio::test]
+async fn who_takes_over_a_key_within_a_call_is_waited_for_by_none_of_the_call() {
+    let house = House::new().await;
+    drop(house.stranger_worker("").await);
+    let user = house.user(&["operator"]);
+    let keyed = |what: &str, job: JobSpec| JobSpec {
+        unique_key: Some("k".to_owned()),
+        unique: Some(Unique { on_conflict: what.to_owned(), ..Unique::default() }),
+        ..job
+    };
+    user.submit(keyed("return", spec("work", "{}"))).await;
+    for jobs in [
+        vec![keyed("return", spec("work", "{}")), keyed("replace", after(&["#0"]))],
+        vec![keyed("return", spec("work", "{}")), after(&["#0"]), keyed("replace", after(&["#1"]))],
+    ] {
+        let refused = user.submit_all(jobs, None).await.unwrap_err();
+        assert_eq!(pointers(&refused), [("/jobs/1/after", "reference")]);
+    }
+}
+
+#[tokio::test]
+async fn a_retry_waits_for_what_has_to_end_and_is_retried_with_it() {
+    let house = House::new().await;
+    let user = house.user(&["operator"]);
+    let mut worker = house.worker(100).await;
+    let batch = user.batch(vec![spec("work", "{}"), after_end(&["#0"])], None, false).await;
+    for _ in 0..2 {
+        let assigned = worker.next_assigned().await;
+        worker.fail(&assigned, "provider", false).await;
+    }
+    let asked = RetryBatchRequest { id: batch.id.clone(), states: vec![JobState::Failed.into()] };
+    user.batches().retry(user.call.request(asked)).await.unwrap();
+    for ordinal in 0..2 {
+        let assigned = worker.next_assigned().await;
+        assert_eq!(assigned.ordinal, ordinal);
+        worker.succeed(&assigned, "{}").await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_retried_before_its_end_was_told_is_waited_for_again() {
+    let house = House::new().await;
+    let user = house.user(&["operator"]);
+    let mut worker = house.worker(100).await;
+    let first = user.submit(spec("work", "{}")).await;
+    let assigned = worker.next_assigned().await;
+    let second = user.submit(after(&[&first])).await;
+    let pool = house.database.pool();
+    eventually(pool, "select state = 'watched' from jobs.dependency").await;
+    // The leader comes as far as to the row that is to be told.
+    let mut holding = pool.begin().await.unwrap();
+    sqlx::query("select from jobs.dependency for update").execute(&mut *holding).await.unwrap();
+    worker.fail(&assigned, "provider", false).await;
+    something_waits(pool).await;
+    assert_eq!(retry(&user, &first).await.unwrap(), JobState::Queued);
+    drop(holding);
+    run(&mut worker, &first, true).await;
+    run(&mut worker, &second, true).await;
+}
+
+#[tokio::test]
+async fn what_is_not_known_any_more_has_ended_and_has_not_succeeded() {
+    let house = House::new().await;
+    let user = house.user(&["operator"]);
+    let mut worker = house.worker(100).await;
+    let first = user.submit(spec("work", "{}")).await;
+    let running = worker.next_assigned().await;
+    // While the leader waits for the job that is named this goes, as it does when its day has come to its end.
+    let mut holding = lock(&house, &first).await;
+    let both = [user.submit(after(&[&first])).await, user.submit(after_end(&[&first])).await];
+    something_waits(house.database.pool()).await;
+    sqlx::query("delete from jobs.job where id = $1::uuid").bind(&first).execute(&mut *holding).await.unwrap();
+    holding.commit().await.unwrap();
+    drop(running);
+    user.wait_for(&both[0], "cancelled").await;
+    assert!(user.job(&both[0]).await.error.unwrap().message.contains("not known any more"));
+    run(&mut worker, &both[1], true).await;
+}
+
+#[tokio::test]
+async fn one_job_lets_many_more_go_than_one_transaction_takes() {
+    const MANY: usize = 900;
+    let house = House::new().await;
+    let user = house.user(&["operator"]);
+    let mut worker = house.worker(1_000).await;
+    let first = user.submit(spec("work", "{}")).await;
+    let assigned = worker.next_assigned().await;
+    all(&user, (0..MANY).map(|_| after(&[&first])).collect()).await;
+    eventually(house.database.pool(), "select bool_and(state = 'watched') from jobs.dependency").await;
+    worker.succeed(&assigned, "{}").await;
+    assert_eq!(worker.assigned(MANY).await.len(), MANY);
+    eventually(house.database.pool(), "select not exists (select from jobs.dependency_end)").await;
+}
+
+#[tokio::test]
 async fn an_end_that_an_older_version_did_not_tell_is_found() {
     let mut house = House::new().await;
     let user = house.user(&["operator"]);
@@ -348,6 +442,7 @@ async fn an_end_that_an_older_version_did_not_tell_is_found() {
     // To a replica that does not know the column it is as if it were so.
     sqlx::query("update jobs.job set has_dependents = false").execute(house.database.pool()).await.unwrap();
     run(&mut worker, &first, true).await;
+    eventually(house.database.pool(), "select state = 'watched' from jobs.dependency").await;
     assert_eq!(user.state(&second).await, JobState::Waiting);
     house.crash_and_restart().await;
     let mut worker = house.worker(100).await;

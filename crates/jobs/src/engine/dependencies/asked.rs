@@ -1,14 +1,18 @@
 //! What a submission says of the jobs that its own are to run after.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use kit::{Fail, fail::Violation, identity::Caller};
 use proto::jobs::JobSpec;
 use sqlx::PgPool;
 use uuid::Uuid;
 
+use super::super::{submit::NewJob, unique::OnConflict};
+
 /// Jobs that one may run after.
 pub(crate) const AFTER_MAX: usize = 100;
+/// Jobs from before that one call may name in all.
+const NAMED_MAX: usize = 10_000;
 
 /// How the jobs that another runs after have to end.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -44,18 +48,31 @@ pub(crate) struct Nameable {
 }
 
 impl Nameable {
+    /// Of jobs that will be `owner`'s: what the caller may read, and of another's jobs nothing that is not that other's.
+    ///
     /// # Errors
-    /// As the database.
-    pub(crate) async fn of(pool: &PgPool, caller: &Caller, specs: &[JobSpec], own: Vec<Uuid>) -> Result<Self, Fail> {
-        let named: BTreeSet<Uuid> =
-            specs.iter().flat_map(|spec| &spec.after).filter_map(|name| name.parse().ok()).collect();
+    /// `jobs.too_many`; as the database.
+    pub(crate) async fn of(
+        pool: &PgPool,
+        caller: &Caller,
+        owner: Uuid,
+        specs: &[JobSpec],
+        own: Vec<Uuid>,
+    ) -> Result<Self, Fail> {
+        // Longer ones are refused where they stand.
+        let specs = specs.iter().filter(|spec| spec.after.len() <= AFTER_MAX);
+        let named: BTreeSet<Uuid> = specs.flat_map(|spec| &spec.after).filter_map(|name| name.parse().ok()).collect();
         if named.is_empty() {
             return Ok(Self { own, found: HashSet::new() });
+        }
+        if named.len() > NAMED_MAX {
+            let message = format!("The jobs of one call run after at most {NAMED_MAX} others.");
+            return Err(Fail::invalid("jobs.too_many", message));
         }
         let found = sqlx::query_scalar!(
             r#"select id as "id!" from jobs.any_job where id = any($1) and ($2::uuid is null or owner_id = $2)"#,
             &named.into_iter().collect::<Vec<_>>(),
-            caller.narrowed_to("jobs:read"),
+            caller.narrowed_to("jobs:read").or((owner != caller.subject).then_some(owner)),
         )
         .fetch_all(pool)
         .await?;
@@ -119,4 +136,29 @@ impl After {
     pub(crate) fn is_empty(&self) -> bool {
         self.jobs.is_empty()
     }
+}
+
+/// Where a job of a call runs after one whose unique key another of the call takes over: that other would stand for it, and
+/// the first might wait for itself.
+pub(crate) fn rings(jobs: &[NewJob]) -> Vec<Violation> {
+    let places: HashMap<Uuid, usize> = jobs.iter().enumerate().map(|(n, job)| (job.id, n)).collect();
+    let taken_over: HashSet<_> = jobs
+        .iter()
+        .filter_map(NewJob::key)
+        .filter(|(_, unique)| unique.on_conflict == OnConflict::Replace)
+        .map(|(name, _)| name)
+        .collect();
+    let mut rings = Vec::new();
+    for (n, job) in jobs.iter().enumerate() {
+        for place in job.after.jobs.iter().filter_map(|after| places.get(after)) {
+            if jobs[*place].key().is_some_and(|(name, _)| taken_over.contains(&name)) {
+                rings.push(Violation {
+                    pointer: format!("/jobs/{n}/after"),
+                    code: "reference".to_owned(),
+                    message: format!("`#{place}` has a unique key that a job of the same call replaces the holder of"),
+                });
+            }
+        }
+    }
+    rings
 }
