@@ -1,5 +1,7 @@
 //! Batches and parents as they should be: counters, the finalize that is started once, and whom its end sets free.
 
+use std::collections::BTreeMap;
+
 use proto::jobs::{
     BatchState,
     JobState::{self, Cancelled, Cancelling, Expired, Failed, Succeeded, Suspended},
@@ -24,6 +26,8 @@ pub(super) struct Batch {
     pub(super) is_stopping: bool,
     /// The job that fanned it out.
     pub(super) parent: Option<String>,
+    /// What its jobs were added as: by the parent under their ordinals, by others of its jobs under these's ids and numbers.
+    pub(super) numbered: BTreeMap<(String, u32), String>,
     /// How often it was over.
     pub(super) ends: u32,
 }
@@ -42,6 +46,7 @@ impl Batch {
             is_finalize_due: false,
             is_stopping: false,
             parent,
+            numbered: BTreeMap::new(),
             ends: 0,
         }
     }
@@ -52,6 +57,11 @@ impl Batch {
 
     fn is_complete(&self) -> bool {
         self.succeeded + self.failed + self.cancelled + self.expired == self.total
+    }
+
+    /// How many of its jobs this one has numbered.
+    pub(super) fn known_of(&self, job: &str) -> u32 {
+        u32::try_from(self.numbered.keys().filter(|(by, _)| by == job).count()).unwrap()
     }
 
     pub(super) fn ask_to_stop(&mut self) {
@@ -186,6 +196,35 @@ impl Model {
         Ok(())
     }
 
+    /// Queues all jobs of a batch again that ended in one of these states.
+    ///
+    /// # Errors
+    /// The code of the refusal.
+    pub(super) fn retry_batch(&mut self, id: &str, states: &[JobState]) -> Result<(), &'static str> {
+        let batch = self.batch(id);
+        let was_over = batch.is_over();
+        if batch.state == BatchState::Finalizing {
+            return Err("jobs.batch_finalizing");
+        }
+        if batch.is_stopping && !was_over {
+            return Err("jobs.batch_cancelling");
+        }
+        let is_retried =
+            |job: &&Job| job.batch.as_deref() == Some(id) && !job.is_finalize && states.contains(&job.state);
+        let retried = self.jobs.iter().filter(|(_, job)| is_retried(job));
+        let retried: Vec<String> = retried.map(|(id, _)| id.clone()).collect();
+        if retried.is_empty() {
+            return if was_over { Err("jobs.nothing_to_retry") } else { Ok(()) };
+        }
+        for id in &retried {
+            self.reopen(id)?;
+        }
+        for id in &retried {
+            self.queue_again(id);
+        }
+        Ok(())
+    }
+
     /// Live children of batches that are to stop, which nobody has asked yet.
     pub(super) fn doomed(&self) -> Vec<String> {
         let is_doomed = |job: &Job| {
@@ -203,7 +242,7 @@ impl Model {
         let row = self.batch(batch);
         (row.is_finalize_due, row.finalize) = (false, Some(id.to_owned()));
         let job = Job { batch: Some(batch.to_owned()), is_finalize: true, ..Job::new("finish", now, now) };
-        assert!(self.jobs.insert(id.to_owned(), job.settled()).is_none(), "the finalize of {batch} is no new job");
+        self.add(id, job.settled());
     }
 
     /// Nothing happens any more unless somebody asks for it.
