@@ -6,7 +6,7 @@ use proto::{
     jobs::{
         CancelJobRequest, JobState, PauseQueueRequest, ResumeQueueRequest, RetryJobRequest, queues_client::QueuesClient,
     },
-    worker::{AttemptRef, FanOutRequest},
+    worker::{AddSiblingsRequest, AttemptRef, FanOutRequest},
 };
 use tonic::Status;
 
@@ -30,7 +30,8 @@ impl Driver {
         match self.random.below(100) {
             0..14 => self.submit().await,
             14..34 => self.give_out().await,
-            34..54 => self.end_one().await,
+            34..51 => self.end_one().await,
+            51..54 => self.grow().await,
             54..59 => self.tell_late().await,
             59..64 => self.cancel_one().await,
             64..71 => self.retry_one().await,
@@ -134,9 +135,12 @@ impl Driver {
         let job = self.model.job(&attempt.job_id);
         if job.holder.is_none() || job.token != attempt.token {
             let worker = self.a_hand().await;
-            let asked = FanOutRequest { attempt: Some(attempt), ..FanOutRequest::default() };
             let worker = &self.hand(&worker).worker;
+            let asked = FanOutRequest { attempt: Some(attempt.clone()), ..FanOutRequest::default() };
             let refused = verdict(worker.attempts().fan_out(worker.request(asked)).await);
+            assert_eq!(refused, Err("jobs.fenced".to_owned()));
+            let asked = AddSiblingsRequest { attempt: Some(attempt), ..AddSiblingsRequest::default() };
+            let refused = verdict(worker.attempts().add_siblings(worker.request(asked)).await);
             assert_eq!(refused, Err("jobs.fenced".to_owned()));
         }
         let end = self.draw_end();

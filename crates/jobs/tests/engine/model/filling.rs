@@ -2,7 +2,7 @@
 
 use proto::{
     jobs::{AddBatchJobsRequest, BatchState, CancelBatchRequest, CloseBatchRequest, JobState, RetryBatchRequest},
-    worker::{AttemptRef, FanOutJob, FanOutRequest},
+    worker::{AddSiblingsRequest, AttemptRef, FanOutJob, FanOutRequest, Sibling},
 };
 
 use super::{
@@ -46,6 +46,52 @@ impl Driver {
         let ids = self.find(&batch, &args).await;
         self.take_numbered(&batch, id, &ids, new);
         batch
+    }
+
+    /// A job at work adds others to the batch that waits for it, which one has that it has added before.
+    pub(super) async fn grow(&mut self) {
+        let mut held = self.model.held();
+        if self.random.percent(90) {
+            held.retain(|id| self.model.jobs[id].batch.is_some());
+        }
+        let Some(id) = self.random.pick(&held).cloned() else { return };
+        let job = self.model.job(&id).clone();
+        let batch = job.batch.filter(|_| !job.is_finalize);
+        let row = batch.as_ref().map(|batch| &self.model.batches[batch]);
+        let known = row.map_or(0, |row| row.known_of(&id));
+        let expected = match row {
+            None => Err("jobs.not_in_a_batch"),
+            Some(row) if row.is_stopping => Err("jobs.batch_cancelling"),
+            Some(_) => Ok(()),
+        };
+        let children = self.draw_children(known);
+        self.say(format!("{id} adds {children:?} to {batch:?}: {expected:?}"));
+        let jobs = children.iter().map(|child| Sibling {
+            number: child.number,
+            task: child.task.to_owned(),
+            args_json: child.args.clone(),
+            after: child.after.clone(),
+        });
+        let attempt = Some(AttemptRef { job_id: id.clone(), token: job.token });
+        let asked = AddSiblingsRequest { attempt, jobs: jobs.collect() };
+        let worker = self.a_hand().await;
+        let worker = &self.hand(&worker).worker;
+        let answer = worker.attempts().add_siblings(worker.request(asked)).await;
+        if let (Ok(answer), Some(batch)) = (&answer, &batch) {
+            let mut new = Vec::new();
+            let mut ids = Vec::new();
+            for (child, job) in children.into_iter().zip(&answer.get_ref().job_ids) {
+                match self.model.batches[batch].numbered.get(&(id.clone(), child.number)) {
+                    Some(there) => assert_eq!(job, there, "{id} has added {child:?} before"),
+                    None => {
+                        new.push(child);
+                        ids.push(job.clone());
+                    }
+                }
+            }
+            self.take_numbered(batch, &id, &ids, new);
+        }
+        assert_eq!(verdict(answer), expected.map_err(str::to_owned), "{id} adds to {batch:?}");
     }
 
     /// Jobs are there that a job has numbered.
