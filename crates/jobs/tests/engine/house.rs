@@ -145,6 +145,13 @@ impl House {
     }
 }
 
+/// Nobody asks it any more, and what goes on by itself would take the time of the tests that still run.
+impl Drop for House {
+    fn drop(&mut self) {
+        self.tasks.stop();
+    }
+}
+
 /// A replica on a thread of its own that can be stopped and continued, as SIGSTOP and SIGCONT do with a process: its
 /// connections stand meanwhile. It serves nobody.
 pub(crate) struct Freezer {
