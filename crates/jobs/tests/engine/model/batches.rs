@@ -9,6 +9,26 @@ use proto::jobs::{
 
 use super::{job::Job, rules::Model};
 
+/// When a batch that is complete is finalized.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Policy {
+    Always,
+    /// If all its jobs succeeded.
+    All,
+    /// If so many did.
+    AtLeast(u32),
+}
+
+impl Policy {
+    fn is_met(self, succeeded: u32, total: u32) -> bool {
+        match self {
+            Self::Always => true,
+            Self::All => succeeded == total,
+            Self::AtLeast(number) => succeeded >= number,
+        }
+    }
+}
+
 #[derive(Debug, Clone)]
 pub(super) struct Batch {
     pub(super) state: BatchState,
@@ -17,12 +37,14 @@ pub(super) struct Batch {
     pub(super) failed: u32,
     pub(super) cancelled: u32,
     pub(super) expired: u32,
-    /// Whether it has a finalize.
-    pub(super) finalizes: bool,
+    /// When its finalize runs, if it has one.
+    pub(super) finalizes: Option<Policy>,
     /// The finalize at work, or the one that ended it.
     pub(super) finalize: Option<String>,
     /// One is started, and nobody has seen yet which.
     pub(super) is_finalize_due: bool,
+    /// It is over without one, since too few of its jobs succeeded.
+    pub(super) is_skipped: bool,
     pub(super) is_stopping: bool,
     /// The job that fanned it out.
     pub(super) parent: Option<String>,
@@ -33,7 +55,7 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    pub(super) fn new(finalizes: bool, parent: Option<String>) -> Self {
+    pub(super) fn new(finalizes: Option<Policy>, parent: Option<String>) -> Self {
         Self {
             state: BatchState::Open,
             total: 0,
@@ -44,6 +66,7 @@ impl Batch {
             finalizes,
             finalize: None,
             is_finalize_due: false,
+            is_skipped: false,
             is_stopping: false,
             parent,
             numbered: BTreeMap::new(),
@@ -127,10 +150,14 @@ impl Model {
         if !(batch.state == BatchState::Running && batch.is_complete()) {
             return;
         }
-        if batch.finalizes {
-            (batch.state, batch.is_finalize_due) = (BatchState::Finalizing, true);
-        } else {
-            self.end_batch(id, None);
+        match batch.finalizes {
+            Some(policy) if policy.is_met(batch.succeeded, batch.total) => {
+                (batch.state, batch.is_finalize_due) = (BatchState::Finalizing, true);
+            }
+            policy => {
+                batch.is_skipped = policy.is_some();
+                self.end_batch(id, None);
+            }
         }
     }
 
@@ -138,7 +165,7 @@ impl Model {
         let batch = self.batch(id);
         batch.state = if batch.is_stopping { BatchState::Cancelled } else { BatchState::Finished };
         batch.ends += 1;
-        let (parent, is_cancelled) = (batch.parent.clone(), batch.is_stopping);
+        let (parent, is_cancelled, is_skipped) = (batch.parent.clone(), batch.is_stopping, batch.is_skipped);
         let is_waiting = |job: &Job| {
             job.child_batch.as_deref() == Some(id)
                 && job.holder.is_none()
@@ -150,6 +177,7 @@ impl Model {
         match finalized {
             _ if is_cancelled || is_cancelling => self.stopped(&parent, result),
             Some((Failed | Cancelled | Expired, error, _)) => self.finish(&parent, Failed, *error, None),
+            None if is_skipped => self.finish(&parent, Failed, Some("batch_policy"), None),
             _ => self.finish(&parent, Succeeded, None, result),
         }
     }
@@ -189,7 +217,7 @@ impl Model {
         } else {
             *batch.counter(state) -= 1;
             if was_over {
-                (batch.state, batch.finalize) = (BatchState::Running, None);
+                (batch.state, batch.finalize, batch.is_skipped) = (BatchState::Running, None, false);
             }
         }
         batch.is_stopping &= !was_over;

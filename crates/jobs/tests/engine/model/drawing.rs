@@ -11,6 +11,7 @@ use proto::{
 };
 
 use super::{
+    batches::Policy,
     driver::Driver,
     job::{Backoff, End, Job},
 };
@@ -137,6 +138,17 @@ impl Driver {
             job = job.waiting(there);
         }
         Drawn { spec, job, own }
+    }
+
+    /// When a batch of so many jobs is finalized, if it is; of an open one nobody knows yet how many it will have.
+    pub(super) fn draw_policy(&mut self, jobs: Option<usize>) -> Option<Policy> {
+        match self.random.below(20) {
+            0..5 => None,
+            5..9 => Some(Policy::Always),
+            _ if jobs == Some(0) => Some(Policy::All),
+            9..13 => Some(Policy::All),
+            _ => Some(Policy::AtLeast(1 + u32::try_from(self.random.below(jobs.unwrap_or(JOBS_MAX))).unwrap())),
+        }
     }
 
     /// Jobs that a job numbers, of which so many are there already: the last of these once more, and some after it.

@@ -335,7 +335,8 @@ impl Model {
             let is_alike = seen.state() == batch.state
                 && counted == [batch.total, batch.succeeded, batch.failed, batch.cancelled, batch.expired]
                 && seen.finalize_job_id == batch.finalize.clone().unwrap_or_default()
-                && !batch.is_finalize_due;
+                && !batch.is_finalize_due
+                && !seen.finalize_skipped.is_empty() == batch.is_skipped;
             if !is_alike {
                 return Some(format!("the batch {id} should be\n{batch:?}\nand is\n{seen:?}"));
             }

@@ -1,17 +1,30 @@
 //! How batches are made, filled, closed, cancelled and retried, by a user and by the jobs that fan them out.
 
 use proto::{
-    jobs::{AddBatchJobsRequest, BatchState, CancelBatchRequest, CloseBatchRequest, JobState, RetryBatchRequest},
+    jobs::{
+        AddBatchJobsRequest, BatchPolicy, BatchState, CancelBatchRequest, CloseBatchRequest, CreateBatchRequest,
+        FinalizeSpec, JobState, RetryBatchRequest,
+    },
     worker::{AddSiblingsRequest, AttemptRef, FanOutJob, FanOutRequest, Sibling},
 };
 
 use super::{
-    batches::Batch,
+    batches::{Batch, Policy},
     commands::verdict,
     drawing::{Child, Drawn, JOBS_MAX},
     driver::Driver,
     job::Job,
 };
+
+fn asked_policy(policy: Policy) -> BatchPolicy {
+    let (kind, at_least) = match policy {
+        Policy::Always => ("always", None),
+        Policy::All => ("all", None),
+        Policy::AtLeast(1) => ("any", None),
+        Policy::AtLeast(number) => ("threshold", Some(number)),
+    };
+    BatchPolicy { kind: kind.to_owned(), at_least }
+}
 
 impl Driver {
     /// Children for a job at work: those that it has not fanned out before, and one that it has.
@@ -19,7 +32,7 @@ impl Driver {
         let job = self.model.job(id).clone();
         let attempt = Some(AttemptRef { job_id: id.to_owned(), token: job.token });
         let known = job.child_batch.as_ref().map_or(0, |batch| self.model.batch(batch).known_of(id));
-        let finalizes = self.random.percent(70);
+        let finalizes = self.draw_policy(None);
         let children = self.draw_children(known);
         let jobs = children.iter().map(|child| FanOutJob {
             ordinal: child.number,
@@ -27,11 +40,14 @@ impl Driver {
             args_json: child.args.clone(),
             after: child.after.clone(),
         });
+        let policy = finalizes.map(asked_policy);
         let asked = FanOutRequest {
             attempt,
             jobs: jobs.collect(),
-            finalize_task: if finalizes { "finish" } else { "" }.to_owned(),
+            finalize_task: if finalizes.is_some() { "finish" } else { "" }.to_owned(),
             finalize_args_json: "{}".to_owned(),
+            policy: policy.as_ref().map(|policy| policy.kind.clone()).unwrap_or_default(),
+            policy_at_least: policy.and_then(|policy| policy.at_least),
             ..FanOutRequest::default()
         };
         let worker = self.a_hand().await;
@@ -122,10 +138,16 @@ impl Driver {
     pub(super) async fn make_batch(&mut self) {
         let count = self.random.below(JOBS_MAX + 1);
         let drawn = self.draw_jobs(count);
-        let (finalizes, is_open) = (self.random.percent(70), self.random.percent(40));
-        let specs = drawn.iter().map(|drawn| drawn.spec.clone()).collect();
-        let batch = self.user.batch(specs, finalizes.then_some("finish"), is_open).await.id;
-        self.say(format!("a batch {batch} (finalizes: {finalizes}, open: {is_open}) of {}", Drawn::told(&drawn)));
+        let is_open = self.random.percent(40);
+        let finalizes = self.draw_policy(Some(count).filter(|_| !is_open));
+        let asked = CreateBatchRequest {
+            jobs: drawn.iter().map(|drawn| drawn.spec.clone()).collect(),
+            finalize: finalizes.map(|_| FinalizeSpec { task: "finish".to_owned(), args_json: String::new() }),
+            open: is_open,
+            policy: finalizes.map(asked_policy),
+        };
+        let batch = self.user.batches().create(self.user.call.request(asked)).await.unwrap().into_inner().id;
+        self.say(format!("a batch {batch} (finalizes: {finalizes:?}, open: {is_open}) of {}", Drawn::told(&drawn)));
         assert!(self.model.batches.insert(batch.clone(), Batch::new(finalizes, None)).is_none());
         let args: Vec<&str> = drawn.iter().map(|drawn| drawn.spec.args_json.as_str()).collect();
         let ids = self.find(&batch, &args).await;
