@@ -15,6 +15,7 @@ use super::{
     driver::Driver,
     job::{End, Job},
     rules::LEASE,
+    unique::Holder,
 };
 
 const QUEUE: &str = "default";
@@ -56,20 +57,42 @@ impl Driver {
 
     async fn submit(&mut self) {
         let count = if self.random.percent(70) { 1 } else { 1 + self.random.below(JOBS_MAX) };
-        let drawn = self.draw_jobs(count);
+        let mut drawn = self.draw_jobs(count);
+        self.draw_keys(&mut drawn);
+        let expected = self.model.holders(&drawn);
         let specs = drawn.iter().map(|drawn| drawn.spec.clone()).collect();
-        let items = self.user.submit_all(specs, None).await.unwrap().items;
-        let ids: Vec<String> = items.into_iter().map(|item| item.id).collect();
-        self.say(format!("submitted {ids:?}: {}", Drawn::told(&drawn)));
-        self.take_in(None, &ids, drawn);
+        let answer = self.user.submit_all(specs, None).await;
+        let made = answer.as_ref().map(|answer| answer.items.iter().map(|item| item.id.as_str()).collect::<Vec<_>>());
+        self.say(format!("submitted {made:?}, held: {expected:?}: {}", Drawn::told(&drawn)));
+        let holders = match (expected, answer.as_ref()) {
+            (Ok(holders), Ok(_)) => holders,
+            (expected, answer) => {
+                let refused = answer.map(|_| Vec::new()).map_err(Fail::code);
+                return assert_eq!(refused, expected, "submitting");
+            }
+        };
+        let items = answer.unwrap().items;
+        let ids: Vec<String> = items.iter().map(|item| item.id.clone()).collect();
+        for (place, (holder, drawn)) in holders.into_iter().zip(drawn).enumerate() {
+            assert_eq!(items[place].existing, holder.is_some(), "whether another holds the key of {}", ids[place]);
+            match holder {
+                None => self.take_in_one(None, &ids, place, drawn),
+                Some(Holder::There(holder)) => assert_eq!(ids[place], holder),
+                Some(Holder::Own(holder)) => assert_eq!(ids[place], ids[holder]),
+            }
+        }
     }
 
     /// Jobs are there, alone or in a batch.
     pub(super) fn take_in(&mut self, batch: Option<&str>, ids: &[String], drawn: Vec<Drawn>) {
-        for (id, Drawn { job, own, .. }) in ids.iter().zip(drawn) {
-            let job = job.waiting(own.into_iter().map(|place| ids[place].clone()));
-            self.model.add(id, Job { batch: batch.map(str::to_owned), ..job });
+        for (place, drawn) in drawn.into_iter().enumerate() {
+            self.take_in_one(batch, ids, place, drawn);
         }
+    }
+
+    fn take_in_one(&mut self, batch: Option<&str>, ids: &[String], place: usize, drawn: Drawn) {
+        let job = drawn.job.waiting(drawn.own.into_iter().map(|place| ids[place].clone()));
+        self.model.add(&ids[place], Job { batch: batch.map(str::to_owned), ..job });
     }
 
     /// A worker has room; where nothing may be given, it is given nothing.

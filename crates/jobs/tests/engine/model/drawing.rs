@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use chrono::TimeDelta;
 use kit::clock::to_timestamp;
 use proto::{
-    jobs::{Backoff as AskedBackoff, JobSpec, RetryOn},
+    jobs::{Backoff as AskedBackoff, JobSpec, RetryOn, Unique},
     worker::outcome,
 };
 
@@ -138,6 +138,18 @@ impl Driver {
             job = job.waiting(there);
         }
         Drawn { spec, job, own }
+    }
+
+    /// Gives some of the jobs of a call unique keys, of which there are few.
+    pub(super) fn draw_keys(&mut self, drawn: &mut [Drawn]) {
+        for Drawn { spec, job, .. } in drawn {
+            if self.random.percent(30) {
+                job.unique_key = self.random.pick(&["one", "two"]).copied();
+                let on_conflict = if self.random.percent(60) { "return" } else { "refuse" }.to_owned();
+                spec.unique_key = job.unique_key.map(str::to_owned);
+                spec.unique = Some(Unique { on_conflict, ..Unique::default() });
+            }
+        }
     }
 
     /// When a batch of so many jobs is finalized, if it is; of an open one nobody knows yet how many it will have.

@@ -32,6 +32,8 @@ pub(super) struct Job {
     pub(super) after: BTreeMap<String, Option<JobState>>,
     /// Whether these have to succeed, or only to end.
     pub(super) needs_success: bool,
+    /// Held from its submission to its end.
+    pub(super) unique_key: Option<&'static str>,
 
     pub(super) state: JobState,
     pub(super) run_at: Time,
@@ -76,6 +78,7 @@ impl Job {
             is_finalize: false,
             after: BTreeMap::new(),
             needs_success: true,
+            unique_key: None,
             state: if run_at > now { Scheduled } else { Queued },
             run_at,
             run_at_least: run_at,

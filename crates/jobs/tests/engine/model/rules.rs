@@ -1,6 +1,6 @@
 //! The engine as it should be, in plain Rust: what each command and each passing of time makes of jobs and their attempts.
 //! It knows of no SQL, no sweep and no stream. What follows for batches and parents stands in `batches.rs`, for jobs that
-//! run after others in `dependencies.rs`.
+//! run after others in `dependencies.rs`, for unique keys in `unique.rs`.
 
 use std::collections::BTreeMap;
 
@@ -205,6 +205,9 @@ impl Model {
             return Err("jobs.dependency_unmet");
         }
         self.reopen(id)?;
+        if self.is_key_taken(id) {
+            return Err("jobs.unique_key_held");
+        }
         self.queue_again(id);
         Ok(())
     }
