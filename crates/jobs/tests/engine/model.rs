@@ -4,9 +4,9 @@
 //!
 //! | file | knows |
 //! |---|---|
-//! | `job`, `rules`, `batches` | the model: what must become of jobs, attempts, batches and parents |
+//! | `job`, `rules`, `batches`, `dependencies`, `unique` | the model: what must become of jobs, attempts, batches, parents, chains and keys |
 //! | `driver` | the workers and the user of one run, time, and how the service is held against the model |
-//! | `drawing`, `commands`, `faults` | what is asked and what goes wrong, drawn at random |
+//! | `drawing`, `commands`, `filling`, `faults` | what is asked and what goes wrong, drawn at random |
 //! | `books` | what must be true in the end |
 //!
 //! The order in which sweeps act on several things that are due at once is not the model's to know. So time goes from one
@@ -17,11 +17,14 @@
 mod batches;
 mod books;
 mod commands;
+mod dependencies;
 mod drawing;
 mod driver;
 mod faults;
+mod filling;
 mod job;
 mod rules;
+mod unique;
 
 use std::sync::{Arc, Mutex};
 

@@ -1,11 +1,33 @@
 //! Batches and parents as they should be: counters, the finalize that is started once, and whom its end sets free.
 
+use std::collections::BTreeMap;
+
 use proto::jobs::{
     BatchState,
     JobState::{self, Cancelled, Cancelling, Expired, Failed, Succeeded, Suspended},
 };
 
 use super::{job::Job, rules::Model};
+
+/// When a batch that is complete is finalized.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Policy {
+    Always,
+    /// If all its jobs succeeded.
+    All,
+    /// If so many did.
+    AtLeast(u32),
+}
+
+impl Policy {
+    fn is_met(self, succeeded: u32, total: u32) -> bool {
+        match self {
+            Self::Always => true,
+            Self::All => succeeded == total,
+            Self::AtLeast(number) => succeeded >= number,
+        }
+    }
+}
 
 #[derive(Debug, Clone)]
 pub(super) struct Batch {
@@ -15,21 +37,25 @@ pub(super) struct Batch {
     pub(super) failed: u32,
     pub(super) cancelled: u32,
     pub(super) expired: u32,
-    /// Whether it has a finalize.
-    pub(super) finalizes: bool,
+    /// When its finalize runs, if it has one.
+    pub(super) finalizes: Option<Policy>,
     /// The finalize at work, or the one that ended it.
     pub(super) finalize: Option<String>,
     /// One is started, and nobody has seen yet which.
     pub(super) is_finalize_due: bool,
+    /// It is over without one, since too few of its jobs succeeded.
+    pub(super) is_skipped: bool,
     pub(super) is_stopping: bool,
     /// The job that fanned it out.
     pub(super) parent: Option<String>,
+    /// What its jobs were added as: by the parent under their ordinals, by others of its jobs under these's ids and numbers.
+    pub(super) numbered: BTreeMap<(String, u32), String>,
     /// How often it was over.
     pub(super) ends: u32,
 }
 
 impl Batch {
-    pub(super) fn new(finalizes: bool, parent: Option<String>) -> Self {
+    pub(super) fn new(finalizes: Option<Policy>, parent: Option<String>) -> Self {
         Self {
             state: BatchState::Open,
             total: 0,
@@ -40,8 +66,10 @@ impl Batch {
             finalizes,
             finalize: None,
             is_finalize_due: false,
+            is_skipped: false,
             is_stopping: false,
             parent,
+            numbered: BTreeMap::new(),
             ends: 0,
         }
     }
@@ -52,6 +80,11 @@ impl Batch {
 
     fn is_complete(&self) -> bool {
         self.succeeded + self.failed + self.cancelled + self.expired == self.total
+    }
+
+    /// How many of its jobs this one has numbered.
+    pub(super) fn known_of(&self, job: &str) -> u32 {
+        u32::try_from(self.numbered.keys().filter(|(by, _)| by == job).count()).unwrap()
     }
 
     pub(super) fn ask_to_stop(&mut self) {
@@ -117,10 +150,14 @@ impl Model {
         if !(batch.state == BatchState::Running && batch.is_complete()) {
             return;
         }
-        if batch.finalizes {
-            (batch.state, batch.is_finalize_due) = (BatchState::Finalizing, true);
-        } else {
-            self.end_batch(id, None);
+        match batch.finalizes {
+            Some(policy) if policy.is_met(batch.succeeded, batch.total) => {
+                (batch.state, batch.is_finalize_due) = (BatchState::Finalizing, true);
+            }
+            policy => {
+                batch.is_skipped = policy.is_some();
+                self.end_batch(id, None);
+            }
         }
     }
 
@@ -128,7 +165,7 @@ impl Model {
         let batch = self.batch(id);
         batch.state = if batch.is_stopping { BatchState::Cancelled } else { BatchState::Finished };
         batch.ends += 1;
-        let (parent, is_cancelled) = (batch.parent.clone(), batch.is_stopping);
+        let (parent, is_cancelled, is_skipped) = (batch.parent.clone(), batch.is_stopping, batch.is_skipped);
         let is_waiting = |job: &Job| {
             job.child_batch.as_deref() == Some(id)
                 && job.holder.is_none()
@@ -140,6 +177,7 @@ impl Model {
         match finalized {
             _ if is_cancelled || is_cancelling => self.stopped(&parent, result),
             Some((Failed | Cancelled | Expired, error, _)) => self.finish(&parent, Failed, *error, None),
+            None if is_skipped => self.finish(&parent, Failed, Some("batch_policy"), None),
             _ => self.finish(&parent, Succeeded, None, result),
         }
     }
@@ -179,10 +217,39 @@ impl Model {
         } else {
             *batch.counter(state) -= 1;
             if was_over {
-                (batch.state, batch.finalize) = (BatchState::Running, None);
+                (batch.state, batch.finalize, batch.is_skipped) = (BatchState::Running, None, false);
             }
         }
         batch.is_stopping &= !was_over;
+        Ok(())
+    }
+
+    /// Queues all jobs of a batch again that ended in one of these states.
+    ///
+    /// # Errors
+    /// The code of the refusal.
+    pub(super) fn retry_batch(&mut self, id: &str, states: &[JobState]) -> Result<(), &'static str> {
+        let batch = self.batch(id);
+        let was_over = batch.is_over();
+        if batch.state == BatchState::Finalizing {
+            return Err("jobs.batch_finalizing");
+        }
+        if batch.is_stopping && !was_over {
+            return Err("jobs.batch_cancelling");
+        }
+        let is_retried =
+            |job: &&Job| job.batch.as_deref() == Some(id) && !job.is_finalize && states.contains(&job.state);
+        let retried = self.jobs.iter().filter(|(_, job)| is_retried(job));
+        let retried: Vec<String> = retried.map(|(id, _)| id.clone()).collect();
+        if retried.is_empty() {
+            return if was_over { Err("jobs.nothing_to_retry") } else { Ok(()) };
+        }
+        for id in &retried {
+            self.reopen(id)?;
+        }
+        for id in &retried {
+            self.queue_again(id);
+        }
         Ok(())
     }
 
@@ -203,7 +270,7 @@ impl Model {
         let row = self.batch(batch);
         (row.is_finalize_due, row.finalize) = (false, Some(id.to_owned()));
         let job = Job { batch: Some(batch.to_owned()), is_finalize: true, ..Job::new("finish", now, now) };
-        assert!(self.jobs.insert(id.to_owned(), job.settled()).is_none(), "the finalize of {batch} is no new job");
+        self.add(id, job.settled());
     }
 
     /// Nothing happens any more unless somebody asks for it.

@@ -142,7 +142,7 @@ fn assert_stream_of_a_job(id: &str, job: &Job, events: &[Event]) {
         .collect();
     let states = events.iter().filter(|(_, event, _)| event == "state").map(|(_, _, data)| data["state"].as_str());
     let states: Vec<&str> = states.map(Option::unwrap).collect();
-    assert!(matches!(states[0], "scheduled" | "queued"), "{id} begins as {}", states[0]);
+    assert!(matches!(states[0], "waiting" | "scheduled" | "queued"), "{id} begins as {}", states[0]);
     for pair in states.windows(2) {
         // The attempt of a parent that is to stop has ended, and its children have not.
         let stays = pair == ["cancelling"; 2];

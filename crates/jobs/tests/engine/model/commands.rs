@@ -1,34 +1,28 @@
 //! What is asked, drawn at random: each is done to the service and to the model, whose verdicts must be the same.
 
-use std::collections::BTreeMap;
-
 use chrono::TimeDelta;
 use kit::Fail;
 use proto::{
     jobs::{
-        AddBatchJobsRequest, CancelBatchRequest, CancelJobRequest, CloseBatchRequest, JobSpec, JobState,
-        PauseQueueRequest, ResumeQueueRequest, RetryJobRequest, queues_client::QueuesClient,
+        CancelJobRequest, JobState, PauseQueueRequest, ResumeQueueRequest, RetryJobRequest, queues_client::QueuesClient,
     },
-    worker::{AttemptRef, FanOutJob, FanOutRequest},
+    worker::{AddSiblingsRequest, AttemptRef, FanOutRequest},
 };
 use tonic::Status;
 
 use super::{
-    batches::Batch,
-    drawing::JOBS_MAX,
+    drawing::{Drawn, JOBS_MAX},
     driver::Driver,
     job::{End, Job},
     rules::LEASE,
+    unique::Holder,
 };
 
 const QUEUE: &str = "default";
-/// Whether it was done, or the code of its refusal.
-fn verdict<T>(answer: Result<T, Status>) -> Result<(), String> {
-    answer.map(drop).map_err(|status| Fail::from(status).code().to_owned())
-}
 
-fn told(drawn: &[(JobSpec, Job)]) -> String {
-    drawn.iter().map(|(_, job)| format!("[{job}]")).collect()
+/// Whether it was done, or the code of its refusal.
+pub(super) fn verdict<T>(answer: Result<T, Status>) -> Result<(), String> {
+    answer.map(drop).map_err(|status| Fail::from(status).code().to_owned())
 }
 
 impl Driver {
@@ -37,14 +31,15 @@ impl Driver {
         match self.random.below(100) {
             0..14 => self.submit().await,
             14..34 => self.give_out().await,
-            34..54 => self.end_one().await,
+            34..51 => self.end_one().await,
+            51..54 => self.grow().await,
             54..59 => self.tell_late().await,
             59..64 => self.cancel_one().await,
             64..71 => self.retry_one().await,
             71..75 => self.make_batch().await,
-            75..80 => self.change_batch().await,
-            80..82 => self.pause_or_resume().await,
-            82..88 => self.wait_a_while().await,
+            75..81 => self.change_batch().await,
+            81..83 => self.pause_or_resume().await,
+            83..88 => self.wait_a_while().await,
             88..91 => self.forget_one().await,
             91..93 => self.lose_one_again_and_again().await,
             93..95 => self.lose_a_stream().await,
@@ -61,10 +56,43 @@ impl Driver {
     }
 
     async fn submit(&mut self) {
-        let (spec, job) = self.draw_job();
-        let id = self.user.submit(spec).await;
-        self.say(format!("submitted {id}: {job}"));
-        assert!(self.model.jobs.insert(id, job).is_none());
+        let count = if self.random.percent(70) { 1 } else { 1 + self.random.below(JOBS_MAX) };
+        let mut drawn = self.draw_jobs(count);
+        self.draw_keys(&mut drawn);
+        let expected = self.model.holders(&drawn);
+        let specs = drawn.iter().map(|drawn| drawn.spec.clone()).collect();
+        let answer = self.user.submit_all(specs, None).await;
+        let made = answer.as_ref().map(|answer| answer.items.iter().map(|item| item.id.as_str()).collect::<Vec<_>>());
+        self.say(format!("submitted {made:?}, held: {expected:?}: {}", Drawn::told(&drawn)));
+        let holders = match (expected, answer.as_ref()) {
+            (Ok(holders), Ok(_)) => holders,
+            (expected, answer) => {
+                let refused = answer.map(|_| Vec::new()).map_err(Fail::code);
+                return assert_eq!(refused, expected, "submitting");
+            }
+        };
+        let items = answer.unwrap().items;
+        let ids: Vec<String> = items.iter().map(|item| item.id.clone()).collect();
+        for (place, (holder, drawn)) in holders.into_iter().zip(drawn).enumerate() {
+            assert_eq!(items[place].existing, holder.is_some(), "whether another holds the key of {}", ids[place]);
+            match holder {
+                None => self.take_in_one(None, &ids, place, drawn),
+                Some(Holder::There(holder)) => assert_eq!(ids[place], holder),
+                Some(Holder::Own(holder)) => assert_eq!(ids[place], ids[holder]),
+            }
+        }
+    }
+
+    /// Jobs are there, alone or in a batch.
+    pub(super) fn take_in(&mut self, batch: Option<&str>, ids: &[String], drawn: Vec<Drawn>) {
+        for (place, drawn) in drawn.into_iter().enumerate() {
+            self.take_in_one(batch, ids, place, drawn);
+        }
+    }
+
+    fn take_in_one(&mut self, batch: Option<&str>, ids: &[String], place: usize, drawn: Drawn) {
+        let job = drawn.job.waiting(drawn.own.into_iter().map(|place| ids[place].clone()));
+        self.model.add(&ids[place], Job { batch: batch.map(str::to_owned), ..job });
     }
 
     /// A worker has room; where nothing may be given, it is given nothing.
@@ -130,69 +158,17 @@ impl Driver {
         let job = self.model.job(&attempt.job_id);
         if job.holder.is_none() || job.token != attempt.token {
             let worker = self.a_hand().await;
-            let asked = FanOutRequest { attempt: Some(attempt), ..FanOutRequest::default() };
             let worker = &self.hand(&worker).worker;
+            let asked = FanOutRequest { attempt: Some(attempt.clone()), ..FanOutRequest::default() };
             let refused = verdict(worker.attempts().fan_out(worker.request(asked)).await);
+            assert_eq!(refused, Err("jobs.fenced".to_owned()));
+            let asked = AddSiblingsRequest { attempt: Some(attempt), ..AddSiblingsRequest::default() };
+            let refused = verdict(worker.attempts().add_siblings(worker.request(asked)).await);
             assert_eq!(refused, Err("jobs.fenced".to_owned()));
         }
         let end = self.draw_end();
         self.tell_of(place, &end).await;
         self.tell_of(place, &end).await;
-    }
-
-    /// Children for a job at work: those that it has not fanned out before.
-    async fn fan_out(&mut self, id: &str) -> String {
-        let job = self.model.job(id).clone();
-        let attempt = Some(AttemptRef { job_id: id.to_owned(), token: job.token });
-        let known = job.child_batch.as_ref().map_or(0, |batch| self.model.batch(batch).total);
-        let finalizes = self.random.percent(70);
-        let ordinals = known.saturating_sub(1)..known + u32::try_from(self.random.below(JOBS_MAX)).unwrap();
-        let jobs: Vec<FanOutJob> = ordinals
-            .map(|ordinal| {
-                let task = if self.random.percent(15) { "process" } else { "work" };
-                FanOutJob {
-                    ordinal,
-                    task: task.to_owned(),
-                    args_json: format!(r#"{{"n": {}}}"#, self.next()),
-                    after: Vec::new(),
-                }
-            })
-            .collect();
-        let finalize_task = if finalizes { "finish" } else { "" }.to_owned();
-        let asked = FanOutRequest {
-            attempt,
-            jobs: jobs.clone(),
-            finalize_task,
-            finalize_args_json: "{}".to_owned(),
-            ..FanOutRequest::default()
-        };
-        let worker = self.a_hand().await;
-        let worker = &self.hand(&worker).worker;
-        let batch = worker.attempts().fan_out(worker.request(asked)).await.unwrap().into_inner().batch_id;
-        assert!(job.child_batch.is_none_or(|known| known == batch), "{id} has two batches");
-        self.model.job(id).child_batch = Some(batch.clone());
-        self.model.batches.entry(batch.clone()).or_insert_with(|| Batch::new(finalizes, Some(id.to_owned())));
-        let now = self.model.now;
-        let children = jobs.into_iter().filter(|child| child.ordinal >= known).map(|child| {
-            let job = Job { priority: job.priority, ..Job::new(&child.task, now, now) };
-            (child.args_json, job.settled())
-        });
-        let children: BTreeMap<String, Job> = children.collect();
-        self.say(format!("{id} fans out {:?} into {batch}", children.keys()));
-        self.take_children(&batch, children).await;
-        batch
-    }
-
-    /// Finds the jobs that were made in a batch, by their arguments.
-    async fn take_children(&mut self, batch: &str, children: BTreeMap<String, Job>) {
-        self.model.batch(batch).total += u32::try_from(children.len()).unwrap();
-        let shown = self.look().await.jobs;
-        for (args, job) in children {
-            let mut found = shown.values().filter(|shown| shown.args_json == args && shown.batch_id == batch);
-            let id = found.next().unwrap_or_else(|| panic!("{batch} has no job for {args}")).id.clone();
-            assert!(found.next().is_none(), "{batch} has two jobs for {args}");
-            assert!(self.model.jobs.insert(id, Job { batch: Some(batch.to_owned()), ..job }).is_none());
-        }
     }
 
     async fn cancel_one(&mut self) {
@@ -216,60 +192,6 @@ impl Driver {
         self.say(format!("{id} is retried: {expected:?}"));
         let done = verdict(self.user.jobs().retry(self.user.call.request(RetryJobRequest { id: id.clone() })).await);
         assert_eq!(done, expected.map_err(str::to_owned), "retrying {id}");
-    }
-
-    async fn make_batch(&mut self) {
-        let drawn = self.draw_jobs();
-        let (finalizes, is_open) = (self.random.percent(70), self.random.percent(40));
-        let specs = drawn.iter().map(|(spec, _)| spec.clone()).collect();
-        let batch = self.user.batch(specs, finalizes.then_some("finish"), is_open).await.id;
-        self.say(format!("a batch {batch} (finalizes: {finalizes}, open: {is_open}) of {}", told(&drawn)));
-        assert!(self.model.batches.insert(batch.clone(), Batch::new(finalizes, None)).is_none());
-        let children = drawn.into_iter().map(|(spec, job)| (spec.args_json, job)).collect();
-        self.take_children(&batch, children).await;
-        if !is_open {
-            self.model.close(&batch, false);
-        }
-    }
-
-    /// Adds to a batch, closes or cancels it.
-    async fn change_batch(&mut self) {
-        let ids: Vec<String> = self.model.batches.keys().cloned().collect();
-        let Some(id) = self.random.pick(&ids).cloned() else { return };
-        let row = self.model.batch(&id).clone();
-        let may_fill = if row.parent.is_some() { Err("jobs.batch_of_a_job") } else { Ok(()) };
-        match self.random.below(3) {
-            0 => {
-                let drawn = vec![self.draw_job(), self.draw_job()];
-                let is_open = row.state == proto::jobs::BatchState::Open;
-                let expected = may_fill.and(if is_open { Ok(()) } else { Err("jobs.batch_closed") });
-                self.say(format!("added to {id}: {expected:?}: {}", told(&drawn)));
-                let jobs = drawn.iter().map(|(spec, _)| spec.clone()).collect();
-                let asked = AddBatchJobsRequest { batch_id: id.clone(), jobs };
-                let done = verdict(self.user.batches().add_jobs(self.user.call.request(asked)).await);
-                assert_eq!(done, expected.map_err(str::to_owned), "adding to {id}");
-                if expected.is_ok() {
-                    let children = drawn.into_iter().map(|(spec, job)| (spec.args_json, job)).collect();
-                    self.take_children(&id, children).await;
-                }
-            }
-            1 => {
-                self.say(format!("{id} is closed: {may_fill:?}"));
-                let asked = CloseBatchRequest { id: id.clone() };
-                let done = verdict(self.user.batches().close(self.user.call.request(asked)).await);
-                assert_eq!(done, may_fill.map_err(str::to_owned), "closing {id}");
-                if may_fill.is_ok() {
-                    self.model.close(&id, false);
-                }
-            }
-            _ => {
-                let expected = self.model.cancel_batch(&id);
-                self.say(format!("{id} is cancelled: {expected:?}"));
-                let asked = CancelBatchRequest { id: id.clone(), reason: "enough".to_owned() };
-                let done = verdict(self.user.batches().cancel(self.user.call.request(asked)).await);
-                assert_eq!(done, expected.map_err(str::to_owned), "cancelling {id}");
-            }
-        }
     }
 
     pub(super) async fn pause_or_resume(&mut self) {

@@ -6,11 +6,12 @@ use std::collections::BTreeMap;
 use chrono::TimeDelta;
 use kit::clock::to_timestamp;
 use proto::{
-    jobs::{Backoff as AskedBackoff, JobSpec, RetryOn},
+    jobs::{Backoff as AskedBackoff, JobSpec, RetryOn, Unique},
     worker::outcome,
 };
 
 use super::{
+    batches::Policy,
     driver::Driver,
     job::{Backoff, End, Job},
 };
@@ -39,9 +40,32 @@ impl End {
     }
 }
 
+/// A job to be asked for, and as the model has it, told apart from all others by its arguments.
+pub(super) struct Drawn {
+    pub(super) spec: JobSpec,
+    pub(super) job: Job,
+    /// Others of the same call that it runs after, by their places.
+    pub(super) own: Vec<usize>,
+}
+
+impl Drawn {
+    pub(super) fn told(drawn: &[Self]) -> String {
+        drawn.iter().map(|Self { job, own, .. }| format!("[{job}, after those at {own:?}]")).collect()
+    }
+}
+
+/// A job that another adds.
+#[derive(Debug)]
+pub(super) struct Child {
+    pub(super) number: u32,
+    pub(super) task: &'static str,
+    pub(super) args: String,
+    /// The numbers of those that it runs after.
+    pub(super) after: Vec<u32>,
+}
+
 impl Driver {
-    /// A job to be asked for, and as the model has it, told apart from all others by its arguments.
-    pub(super) fn draw_job(&mut self) -> (JobSpec, Job) {
+    fn draw_job(&mut self) -> (JobSpec, Job) {
         let (now, count) = (self.model.now, self.next());
         let task = if self.random.percent(25) { "process" } else { "work" };
         // No two clocks of one run are over at the same instant.
@@ -89,9 +113,66 @@ impl Driver {
         (spec, job.settled())
     }
 
-    pub(super) fn draw_jobs(&mut self) -> Vec<(JobSpec, Job)> {
-        let count = self.random.below(JOBS_MAX + 1);
-        (0..count).map(|_| self.draw_job()).collect()
+    /// Jobs of one call.
+    pub(super) fn draw_jobs(&mut self, count: usize) -> Vec<Drawn> {
+        (0..count).map(|place| self.draw_one_of_a_call(place)).collect()
+    }
+
+    /// It may run after others: of its call, and of those that are there, live or not.
+    fn draw_one_of_a_call(&mut self, place: usize) -> Drawn {
+        let (mut spec, mut job) = self.draw_job();
+        let (mut own, mut there) = (Vec::new(), Vec::new());
+        if place > 0 && self.random.percent(40) {
+            own.push(self.random.below(place));
+        }
+        if self.random.percent(25) {
+            let is_live_wanted = self.random.percent(70);
+            let ids = self.model.jobs.iter().filter(|(_, job)| !(is_live_wanted && job.is_final()));
+            let ids: Vec<String> = ids.map(|(id, _)| id.clone()).collect();
+            there.extend((0..=self.random.below(2)).filter_map(|_| self.random.pick(&ids).cloned()));
+        }
+        if !(own.is_empty() && there.is_empty()) {
+            job.needs_success = self.random.percent(70);
+            spec.after_needs = if job.needs_success { "succeeded" } else { "ended" }.to_owned();
+            spec.after = own.iter().map(|place| format!("#{place}")).chain(there.iter().cloned()).collect();
+            job = job.waiting(there);
+        }
+        Drawn { spec, job, own }
+    }
+
+    /// Gives some of the jobs of a call unique keys, of which there are few.
+    pub(super) fn draw_keys(&mut self, drawn: &mut [Drawn]) {
+        for Drawn { spec, job, .. } in drawn {
+            if self.random.percent(30) {
+                job.unique_key = self.random.pick(&["one", "two"]).copied();
+                let on_conflict = if self.random.percent(60) { "return" } else { "refuse" }.to_owned();
+                spec.unique_key = job.unique_key.map(str::to_owned);
+                spec.unique = Some(Unique { on_conflict, ..Unique::default() });
+            }
+        }
+    }
+
+    /// When a batch of so many jobs is finalized, if it is; of an open one nobody knows yet how many it will have.
+    pub(super) fn draw_policy(&mut self, jobs: Option<usize>) -> Option<Policy> {
+        match self.random.below(20) {
+            0..5 => None,
+            5..9 => Some(Policy::Always),
+            _ if jobs == Some(0) => Some(Policy::All),
+            9..13 => Some(Policy::All),
+            _ => Some(Policy::AtLeast(1 + u32::try_from(self.random.below(jobs.unwrap_or(JOBS_MAX))).unwrap())),
+        }
+    }
+
+    /// Jobs that a job numbers, of which so many are there already: the last of these once more, and some after it.
+    pub(super) fn draw_children(&mut self, known: u32) -> Vec<Child> {
+        let numbers = known.saturating_sub(1)..known + u32::try_from(self.random.below(JOBS_MAX)).unwrap();
+        let children = numbers.map(|number| {
+            let task = if self.random.percent(15) { "process" } else { "work" };
+            let is_after = number > 0 && self.random.percent(30);
+            let after = is_after.then(|| u32::try_from(self.random.below(number as usize)).unwrap());
+            Child { number, task, args: format!(r#"{{"n": {}}}"#, self.next()), after: after.into_iter().collect() }
+        });
+        children.collect()
     }
 
     pub(super) fn draw_end(&mut self) -> End {

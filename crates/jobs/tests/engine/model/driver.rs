@@ -221,6 +221,9 @@ impl Driver {
                     None if self.attempts_tell_apart(&model, &models).await => {
                         differences.push("its attempts have ended otherwise".to_owned());
                     }
+                    None if self.is_more_to_tell().await => {
+                        differences.push("some ends are not told to those that wait for them".to_owned());
+                    }
                     None => {
                         self.model = model;
                         return;
@@ -231,6 +234,12 @@ impl Driver {
             assert!(begun.elapsed() < PATIENCE, "{}", differences.join("\nor "));
             tokio::time::sleep(LOOK_EVERY).await;
         }
+    }
+
+    /// Whether an end is still to be told to a job that waits for it: a retry that came before that would be waited for, too.
+    async fn is_more_to_tell(&self) -> bool {
+        let asked = "select exists (select from jobs.dependency where state in ('asked', 'ended'))";
+        sqlx::query_scalar(asked).fetch_one(self.house.database.pool()).await.unwrap()
     }
 
     /// Whether this is not the one of several models by how some attempt has ended, where that is all in which they differ.
@@ -266,6 +275,10 @@ impl Driver {
             asked.cursor = page.next_cursor;
         }
     }
+}
+
+fn error_kind(shown: &Job) -> Option<&str> {
+    shown.error.as_ref().map(|error| error.kind.as_str())
 }
 
 impl Model {
@@ -305,7 +318,8 @@ impl Model {
                 && (job.state != JobState::Scheduled || time(&seen.run_at) == Some(job.run_at))
                 && (job.state != JobState::Queued || time(&seen.queue_until) == job.queue_until)
                 && (job.is_final() || time(&seen.deadline_at) == job.deadline_at)
-                && (!job.is_final() || seen.error.as_ref().map(|error| error.kind.as_str()) == job.error)
+                && (!job.is_final() || [job.error, job.or_error.or(job.error)].contains(&error_kind(seen)))
+                && seen.after.iter().collect::<BTreeSet<_>>() == job.after.keys().collect()
                 && (job.result.is_none() || Some(&seen.result_json) == job.result.as_ref());
             if !is_alike {
                 return Some(format!("the job {id} should be\n{job:?}\nand is\n{seen:?}"));
@@ -321,7 +335,8 @@ impl Model {
             let is_alike = seen.state() == batch.state
                 && counted == [batch.total, batch.succeeded, batch.failed, batch.cancelled, batch.expired]
                 && seen.finalize_job_id == batch.finalize.clone().unwrap_or_default()
-                && !batch.is_finalize_due;
+                && !batch.is_finalize_due
+                && seen.finalize_skipped.is_empty() != batch.is_skipped;
             if !is_alike {
                 return Some(format!("the batch {id} should be\n{batch:?}\nand is\n{seen:?}"));
             }

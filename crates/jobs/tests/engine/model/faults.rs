@@ -3,7 +3,7 @@
 use chrono::TimeDelta;
 use proto::{jobs::JobState, worker::AttemptRef};
 
-use super::driver::Driver;
+use super::{drawing::Drawn, driver::Driver};
 
 impl Driver {
     /// A job at work whose worker is kept alive.
@@ -100,11 +100,16 @@ impl Driver {
     /// The process dies while a job is handed in. Asked again with the same key, it is there once; and what was answered
     /// before stands.
     pub(super) async fn crash_while_submitting(&mut self) {
-        let (spec, job) = self.draw_job();
+        let drawn = self.draw_jobs(1);
+        let spec = drawn[0].spec.clone();
         let key = format!("key-{}", self.next());
         let submit = self.user.submit_all(vec![spec.clone()], Some((&key, 1)));
         let (answer, ()) = tokio::join!(submit, self.house.crash());
-        self.say(format!("the process dies while a job is handed in: {job}, answered: {}", answer.is_ok()));
+        self.say(format!(
+            "the process dies while a job is handed in: {}, answered: {}",
+            Drawn::told(&drawn),
+            answer.is_ok()
+        ));
         self.restart().await;
         self.model.crash();
         // Its tasks are known, as a worker has offered them before.
@@ -113,6 +118,6 @@ impl Driver {
         if let Ok(answer) = answer {
             assert_eq!((answer.items[0].id.as_str(), again.replayed), (id.as_str(), true));
         }
-        assert!(self.model.jobs.insert(id, job).is_none());
+        self.take_in(None, &[id], drawn);
     }
 }

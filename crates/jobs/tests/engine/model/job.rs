@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt};
 
 use chrono::{DateTime, TimeDelta, Utc};
-use proto::jobs::JobState::{self, Cancelled, Expired, Failed, Queued, Scheduled, Succeeded};
+use proto::jobs::JobState::{self, Cancelled, Expired, Failed, Queued, Scheduled, Succeeded, Waiting};
 
 pub(super) type Time = DateTime<Utc>;
 
@@ -28,6 +28,12 @@ pub(super) struct Job {
     pub(super) timeout: TimeDelta,
     pub(super) batch: Option<String>,
     pub(super) is_finalize: bool,
+    /// The jobs that it runs after, and how each that has ended did.
+    pub(super) after: BTreeMap<String, Option<JobState>>,
+    /// Whether these have to succeed, or only to end.
+    pub(super) needs_success: bool,
+    /// Held from its submission to its end.
+    pub(super) unique_key: Option<&'static str>,
 
     pub(super) state: JobState,
     pub(super) run_at: Time,
@@ -46,6 +52,8 @@ pub(super) struct Job {
     pub(super) child_batch: Option<String>,
     pub(super) is_expiring: bool,
     pub(super) error: Option<&'static str>,
+    /// Two things ended it at the same instant, and either may be told.
+    pub(super) or_error: Option<&'static str>,
     /// What the accepted attempt has told; nothing where the engine makes it up.
     pub(super) result: Option<String>,
     /// How its attempts have ended, the oldest first.
@@ -68,6 +76,9 @@ impl Job {
             timeout: TimeDelta::seconds(900),
             batch: None,
             is_finalize: false,
+            after: BTreeMap::new(),
+            needs_success: true,
+            unique_key: None,
             state: if run_at > now { Scheduled } else { Queued },
             run_at,
             run_at_least: run_at,
@@ -83,6 +94,7 @@ impl Job {
             child_batch: None,
             is_expiring: false,
             error: None,
+            or_error: None,
             result: None,
             attempts: Vec::new(),
             ends: 0,
@@ -102,9 +114,23 @@ impl Job {
         matches!(self.state, Succeeded | Failed | Cancelled | Expired)
     }
 
+    /// Waits until these have ended, which is when its clocks begin.
+    pub(super) fn waiting(mut self, jobs: impl IntoIterator<Item = String>) -> Self {
+        self.after.extend(jobs.into_iter().map(|job| (job, None)));
+        if !self.after.is_empty() {
+            (self.state, self.queue_until, self.deadline_at) = (Waiting, None, None);
+        }
+        self
+    }
+
+    /// Whether a job that it runs after may have ended so.
+    pub(super) fn is_met_by(&self, state: JobState) -> bool {
+        state == Succeeded || !self.needs_success
+    }
+
     /// Waits for an attempt from `run_at` on.
     pub(super) fn put_back(&mut self, state: JobState, run_at: Time, now: Time) {
-        (self.state, self.holder, self.error) = (state, None, None);
+        (self.state, self.holder, self.error, self.or_error) = (state, None, None, None);
         (self.run_at, self.run_at_least, self.rank) = (run_at, run_at, rank(run_at, self.priority));
         self.queue_until = self.queue_timeout.filter(|_| state == Queued).map(|timeout| now + timeout);
     }
@@ -113,12 +139,14 @@ impl Job {
 /// What was asked for, in a line.
 impl fmt::Display for Job {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { task, priority, max_attempts, run_at, backoff, rules, queue_until, deadline_at, timeout, .. } = self;
+        let Self { task, priority, max_attempts, run_at, backoff, rules, queue_timeout, deadline, timeout, .. } = self;
         write!(
             f,
             "{task} at {run_at}, priority {priority}, {max_attempts} attempts of {timeout}, {backoff:?}, {rules:?}"
         )?;
-        write!(f, ", in the queue until {queue_until:?}, deadline {deadline_at:?}")
+        write!(f, ", in the queue for {queue_timeout:?}, deadline {deadline:?}")?;
+        let needs = if self.needs_success { "success" } else { "end" };
+        if self.after.is_empty() { Ok(()) } else { write!(f, ", after the {needs} of {:?}", self.after.keys()) }
     }
 }
 

@@ -1,10 +1,13 @@
 //! The engine as it should be, in plain Rust: what each command and each passing of time makes of jobs and their attempts.
-//! It knows of no SQL, no sweep and no stream. What follows for batches and parents stands in `batches.rs`.
+//! It knows of no SQL, no sweep and no stream. What follows for batches and parents stands in `batches.rs`, for jobs that
+//! run after others in `dependencies.rs`, for unique keys in `unique.rs`.
 
 use std::collections::BTreeMap;
 
 use chrono::TimeDelta;
-use proto::jobs::JobState::{Cancelled, Cancelling, Expired, Failed, Queued, Running, Scheduled, Succeeded, Suspended};
+use proto::jobs::JobState::{
+    Cancelled, Cancelling, Expired, Failed, Queued, Running, Scheduled, Succeeded, Suspended, Waiting,
+};
 
 use super::{
     batches::Batch,
@@ -35,6 +38,14 @@ pub(super) struct Model {
 impl Model {
     pub(super) fn job(&mut self, id: &str) -> &mut Job {
         self.jobs.get_mut(id).unwrap_or_else(|| panic!("the model knows no job {id}"))
+    }
+
+    /// A job that was not there before.
+    pub(super) fn add(&mut self, id: &str, job: Job) {
+        if let Some(batch) = job.batch.clone().filter(|_| !job.is_finalize) {
+            self.batch(&batch).total += 1;
+        }
+        assert!(self.jobs.insert(id.to_owned(), job).is_none(), "{id} is no new job");
     }
 
     /// What a worker with a free slot may be given, the first first.
@@ -185,20 +196,31 @@ impl Model {
     /// # Errors
     /// The code of the refusal.
     pub(super) fn retry(&mut self, id: &str) -> Result<(), &'static str> {
-        let now = self.now;
-        let job = self.job(id);
-        match job.state {
+        match self.job(id).state {
             Succeeded => return Err("jobs.already_succeeded"),
             Failed | Cancelled | Expired => {}
             _ => return Err("jobs.not_final"),
         }
+        if self.is_unmet(id) {
+            return Err("jobs.dependency_unmet");
+        }
         self.reopen(id)?;
+        if self.is_key_taken(id) {
+            return Err("jobs.unique_key_held");
+        }
+        self.queue_again(id);
+        Ok(())
+    }
+
+    /// With all its attempts and all its time, after what it still has to run after.
+    pub(super) fn queue_again(&mut self, id: &str) {
+        let now = self.now;
+        let waits = self.ask_again(id);
         let job = self.job(id);
-        job.put_back(Queued, now, now);
-        job.deadline_at = job.deadline.map(|deadline| now + deadline);
+        job.put_back(if waits { Waiting } else { Queued }, now, now);
+        job.deadline_at = job.deadline.filter(|_| !waits).map(|deadline| now + deadline);
         (job.attempts_until, job.crashes, job.token) = (job.attempt + job.max_attempts, 0, 0);
         (job.child_batch, job.is_expiring, job.result) = (None, false, None);
-        Ok(())
     }
 
     /// The process dies, and the next one knows that nobody can be at work.
@@ -243,18 +265,22 @@ impl Model {
             self.finish(id, Expired, Some("expired"), None);
         }
         let doomed = self.doomed();
+        // What one of these waits for may have ended at the same instant: then either is told as the cause.
+        let hopeless: Vec<&String> = doomed.iter().filter(|id| self.is_hopeless(id)).collect();
         for id in &doomed {
             self.stop(id, false);
+            self.job(id).or_error = hopeless.contains(&id).then_some("dependency");
         }
         let due = self.having(|job| job.state == Scheduled && job.run_at <= now);
         for id in &due {
             let job = self.job(id);
             (job.state, job.queue_until) = (Queued, job.queue_timeout.map(|timeout| now + timeout));
         }
-        ![lost, overdue, over, waited, doomed, due].iter().all(Vec::is_empty)
+        let is_more_told = self.settle_dependencies();
+        is_more_told || ![lost, overdue, over, waited, doomed, due].iter().all(Vec::is_empty)
     }
 
-    fn having(&self, is_so: impl Fn(&Job) -> bool) -> Vec<String> {
+    pub(super) fn having(&self, is_so: impl Fn(&Job) -> bool) -> Vec<String> {
         self.jobs.iter().filter(|(_, job)| !job.is_final() && is_so(job)).map(|(id, _)| id.clone()).collect()
     }
 
