@@ -63,6 +63,14 @@ pub(super) struct Shown {
     pub(super) batches: BTreeMap<String, Batch>,
 }
 
+impl Hand {
+    /// A heartbeat of one that holds nothing.
+    pub(super) async fn beat(&mut self) {
+        self.sequence += 1;
+        self.worker.heartbeat(Vec::new(), self.sequence, self.read).await;
+    }
+}
+
 impl Driver {
     pub(super) async fn new(seed: u64, trail: Trail) -> Self {
         let house = House::new().await;
@@ -73,6 +81,7 @@ impl Driver {
             batches: BTreeMap::new(),
             workers: BTreeMap::new(),
             is_paused: false,
+            limit: None,
         };
         let (hands, assigned) = (BTreeMap::new(), Vec::new());
         let mut driver = Self { house, user, model, random: Random(seed), hands, assigned, count: 0, trail };
@@ -277,6 +286,17 @@ impl Driver {
     }
 }
 
+/// What is compared of a job. A message of the contract shows nothing of itself.
+fn told(shown: &Job) -> String {
+    let Job { attempt, task, worker_id, run_at, queue_until, deadline_at, result_json, after, .. } = shown;
+    let (state, error) = (shown.state(), error_kind(shown));
+    format!(
+        "{task} {state:?} after {attempt} attempts, with {worker_id:?}, at {run_at:?}, in the queue until {queue_until:?}, \
+         deadline {deadline_at:?}, after {after:?}, in {:?} and with {:?}, error {error:?}, result {result_json:?}",
+        shown.batch_id, shown.child_batch_id
+    )
+}
+
 fn error_kind(shown: &Job) -> Option<&str> {
     shown.error.as_ref().map(|error| error.kind.as_str())
 }
@@ -303,7 +323,7 @@ impl Model {
     /// Where the service shows something else.
     fn differs(&self, shown: &Shown) -> Option<String> {
         if let Some(id) = shown.jobs.keys().find(|id| !self.jobs.contains_key(*id)) {
-            return Some(format!("there is a job that nobody asked for: {:?}", shown.jobs[id]));
+            return Some(format!("there is a job that nobody asked for: {id}, {}", told(&shown.jobs[id])));
         }
         for (id, job) in &self.jobs {
             let Some(seen) = shown.jobs.get(id) else { return Some(format!("the job {id} is gone")) };
@@ -322,11 +342,11 @@ impl Model {
                 && seen.after.iter().collect::<BTreeSet<_>>() == job.after.keys().collect()
                 && (job.result.is_none() || Some(&seen.result_json) == job.result.as_ref());
             if !is_alike {
-                return Some(format!("the job {id} should be\n{job:?}\nand is\n{seen:?}"));
+                return Some(format!("the job {id} should be\n{job:?}\nand is\n{}", told(seen)));
             }
         }
         if let Some(id) = shown.batches.keys().find(|id| !self.batches.contains_key(*id)) {
-            return Some(format!("there is a batch that nobody asked for: {:?}", shown.batches[id]));
+            return Some(format!("there is a batch that nobody asked for: {id}"));
         }
         for (id, batch) in &self.batches {
             let Some(seen) = shown.batches.get(id) else { return Some(format!("the batch {id} is gone")) };
@@ -336,9 +356,11 @@ impl Model {
                 && counted == [batch.total, batch.succeeded, batch.failed, batch.cancelled, batch.expired]
                 && seen.finalize_job_id == batch.finalize.clone().unwrap_or_default()
                 && !batch.is_finalize_due
-                && !seen.finalize_skipped.is_empty() == batch.is_skipped;
+                && seen.finalize_skipped.is_empty() != batch.is_skipped;
             if !is_alike {
-                return Some(format!("the batch {id} should be\n{batch:?}\nand is\n{seen:?}"));
+                let (state, finalize, skipped) = (seen.state(), &seen.finalize_job_id, &seen.finalize_skipped);
+                let told = format!("{state:?}, {counts:?}, finalized by {finalize:?}, or not: {skipped:?}");
+                return Some(format!("the batch {id} should be\n{batch:?}\nand is\n{told}"));
             }
         }
         None

@@ -48,7 +48,6 @@ impl Driver {
             finalize_args_json: "{}".to_owned(),
             policy: policy.as_ref().map(|policy| policy.kind.clone()).unwrap_or_default(),
             policy_at_least: policy.and_then(|policy| policy.at_least),
-            ..FanOutRequest::default()
         };
         let worker = self.a_hand().await;
         let worker = &self.hand(&worker).worker;
