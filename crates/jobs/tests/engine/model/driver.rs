@@ -19,7 +19,7 @@ use crate::house::{House, User, Worker};
 /// that are waited for.
 const LOOK_EVERY: Duration = Duration::from_millis(25);
 /// Service and model must agree within this; it only ends a run that has failed already, on however busy a machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(20);
 /// A worker that is kept alive sends a heartbeat so often.
 const PULSE: TimeDelta = TimeDelta::seconds(20);
 /// A stream lasts an hour; a worker opens another before.
