@@ -5,7 +5,7 @@
 //! | file | knows |
 //! |---|---|
 //! | `job`, `rules`, `batches`, `dependencies`, `unique` | the model: what must become of jobs, attempts, batches, parents, chains and keys |
-//! | `driver` | the workers and the user of one run, time, and how the service is held against the model |
+//! | `driver`, `shown` | the workers and the user of one run, time, and how the service is held against the model |
 //! | `drawing`, `commands`, `filling`, `faults` | what is asked and what goes wrong, drawn at random |
 //! | `books` | what must be true in the end |
 //!
@@ -24,6 +24,7 @@ mod faults;
 mod filling;
 mod job;
 mod rules;
+mod shown;
 mod unique;
 
 use std::sync::{Arc, Mutex};

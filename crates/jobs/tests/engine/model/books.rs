@@ -38,10 +38,10 @@ impl Driver {
             if self.model.is_over() {
                 return;
             }
-            let (claimable, held) = (self.model.claimable().len(), self.model.held());
-            if claimable > 0 {
+            let (room, held) = (self.model.room(), self.model.held());
+            if room > 0 {
                 let worker = self.a_hand().await;
-                self.claim(&worker, claimable.min(SLOTS)).await;
+                self.claim(&worker, room.min(SLOTS)).await;
             } else if !held.is_empty() {
                 for id in held {
                     let is_cancelling = self.model.jobs[&id].state == JobState::Cancelling;

@@ -4,7 +4,8 @@ use chrono::TimeDelta;
 use kit::Fail;
 use proto::{
     jobs::{
-        CancelJobRequest, JobState, PauseQueueRequest, ResumeQueueRequest, RetryJobRequest, queues_client::QueuesClient,
+        CancelJobRequest, JobState, PauseQueueRequest, QueueLimits, ResumeQueueRequest, RetryJobRequest,
+        UpdateQueueRequest, queues_client::QueuesClient,
     },
     worker::{AddSiblingsRequest, AttemptRef, FanOutRequest},
 };
@@ -39,7 +40,8 @@ impl Driver {
             71..75 => self.make_batch().await,
             75..81 => self.change_batch().await,
             81..83 => self.pause_or_resume().await,
-            83..88 => self.wait_a_while().await,
+            83..85 => self.limit_or_free().await,
+            85..88 => self.wait_a_while().await,
             88..91 => self.forget_one().await,
             91..93 => self.lose_one_again_and_again().await,
             93..95 => self.lose_a_stream().await,
@@ -95,10 +97,10 @@ impl Driver {
         self.model.add(&ids[place], Job { batch: batch.map(str::to_owned), ..job });
     }
 
-    /// A worker has room; where nothing may be given, it is given nothing.
+    /// A worker has room; where nothing may be given, or no more at once, it is given nothing.
     async fn give_out(&mut self) {
         let worker = self.a_hand().await;
-        let there = self.model.claimable().len();
+        let there = self.model.room();
         if there > 0 {
             let slots = 1 + self.random.below(there.min(JOBS_MAX));
             self.say(format!("{worker} takes {slots} of {there}"));
@@ -112,6 +114,8 @@ impl Driver {
             return;
         }
         hand.worker.credit(1).await;
+        // Meanwhile the service has looked whether there is something for it.
+        hand.beat().await;
         hand.worker.drain().await;
         self.model.workers.insert(worker, self.model.now + LEASE);
     }
@@ -204,6 +208,19 @@ impl Driver {
             false => queues.resume(self.user.call.request(ResumeQueueRequest { name })).await,
         };
         assert_eq!(queue.unwrap().into_inner().paused, self.model.is_paused);
+    }
+
+    /// One job of the queue at a time, or as many as there are slots. What is at work already goes on.
+    async fn limit_or_free(&mut self) {
+        self.model.limit = if self.model.limit.is_none() { Some(1) } else { None };
+        self.say(format!("at most {:?} at once", self.model.limit));
+        let concurrency = self.model.limit.map(|limit| u32::try_from(limit).unwrap());
+        let asked = UpdateQueueRequest {
+            name: QUEUE.to_owned(),
+            limits: Some(QueueLimits { concurrency, ..QueueLimits::default() }),
+            fields: vec!["concurrency".to_owned()],
+        };
+        QueuesClient::new(self.user.peer.clone()).update(self.user.call.request(asked)).await.unwrap();
     }
 
     async fn wait_a_while(&mut self) {

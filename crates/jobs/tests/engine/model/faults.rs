@@ -37,13 +37,17 @@ impl Driver {
                 let wait = self.model.jobs[&id].run_at - self.model.now;
                 self.advance(wait).await;
             }
-            let claimable = self.model.claimable();
-            if !claimable.iter().any(|(_, claimable)| *claimable == id) {
+            let (claimable, room) = (self.model.claimable(), self.model.room());
+            if room == 0 || !claimable.iter().any(|(_, claimable)| *claimable == id) {
                 return;
             }
             let worker = self.a_hand().await;
-            self.say(format!("{worker} takes all there is"));
-            self.claim(&worker, claimable.len()).await;
+            self.say(format!("{worker} takes all that it may have"));
+            self.claim(&worker, room).await;
+            // Where only some may be at work it may have been another's turn.
+            if self.model.jobs[&id].holder.is_none() {
+                return;
+            }
         }
     }
 

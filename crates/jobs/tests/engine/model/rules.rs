@@ -33,6 +33,8 @@ pub(super) struct Model {
     /// When each worker's lease ends.
     pub(super) workers: BTreeMap<String, Time>,
     pub(super) is_paused: bool,
+    /// At most so many are at work at once.
+    pub(super) limit: Option<usize>,
 }
 
 impl Model {
@@ -54,6 +56,12 @@ impl Model {
         let mut queued: Vec<(Time, String)> = queued.map(|(id, job)| (job.rank, id.clone())).collect();
         queued.sort();
         queued
+    }
+
+    /// How many of these may be given out now.
+    pub(super) fn room(&self) -> usize {
+        let room = self.limit.map_or(usize::MAX, |limit| limit.saturating_sub(self.held().len()));
+        self.claimable().len().min(room)
     }
 
     pub(super) fn claimed(&mut self, id: &str, token: u64, worker: &str) {
