@@ -28,7 +28,7 @@ use super::{
     submit::NewJob,
 };
 
-/// Jobs that one transaction has watched, or looks at since others have ended.
+/// Dependencies that one transaction takes.
 const BITE: i64 = 500;
 
 /// Writes down what new jobs run after.
@@ -71,8 +71,7 @@ pub(super) async fn note_ends(conn: &mut PgConnection, steps: &[Step]) -> Result
 }
 
 /// Asks anew for what jobs that are queued again run after and what has not succeeded, which may be live again; which jobs
-/// have such. Comes before their
-/// batches are locked.
+/// have such. Comes before their batches are locked.
 pub(super) async fn ask_again(conn: &mut PgConnection, jobs: &[Uuid]) -> Result<Vec<Uuid>, Fail> {
     let mut waiting = sqlx::query_scalar!(
         "with unmet as (

@@ -256,8 +256,8 @@ async fn bite(ground: &Ground, mut transaction: Transaction<'static, Postgres>, 
     Ok(is_more)
 }
 
-/// Moves jobs from the history back into their queues, under their ids; those that run after others wait for these. Their attempts are counted on, and each is granted
-/// `max_attempts` and all its time anew. Gives what is to be told of them outside.
+/// Moves jobs from the history back into their queues, under their ids; `waiting` ones wait for others first. Their attempts
+/// are counted on, and each is granted `max_attempts` and all its time anew. Gives what is to be told of them outside.
 async fn queue_again(
     conn: &mut PgConnection,
     jobs: &[Past],
