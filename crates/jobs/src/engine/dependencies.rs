@@ -4,8 +4,8 @@
 //! or are cancelled, which is an end in turn. So a crash at any line leaves a row that says what is still to be done, and no
 //! transaction grows with the length of a chain or with how many wait for one job.
 //!
-//! Order of locks: dependencies after jobs and before batches, by job and by what it runs after. The leader locks jobs alone,
-//! by id.
+//! Order of locks: dependencies before the jobs that wait, their parents and batches, by job and by what it runs after; only
+//! the leader, for what is watched, locks them after jobs.
 
 mod asked;
 

@@ -197,8 +197,6 @@ pub(super) async fn carry_on(ground: &Ground, lead: Lead) -> Result<bool, Fail> 
 /// Queues some of a batch's jobs again; whether there may be more.
 async fn bite(ground: &Ground, mut transaction: Transaction<'static, Postgres>, batch: Uuid) -> Result<bool, Fail> {
     let now = ground.clock.now();
-    // The last bite may find the batch complete, and so end its parent, which comes before the batch.
-    steps::lock_parent(&mut transaction, batch).await?;
     let Some(asked) = sqlx::query!(
         r#"select retry_states as "states!", retry_after as "after!"
            from jobs.batch
@@ -228,6 +226,9 @@ async fn bite(ground: &Ground, mut transaction: Transaction<'static, Postgres>, 
     .await?;
     let ids: Vec<Uuid> = found.iter().map(|past| past.id).collect();
     let waiting = dependencies::ask_again(&mut transaction, &ids).await?;
+    // The last bite may find the batch complete, and so end its parent, which comes before the batch; and after dependencies,
+    // which the leader holds while it locks what waits and the parents of that.
+    steps::lock_parent(&mut transaction, batch).await?;
     let Some(mut row) = batch_row::lock(&mut transaction, &[batch]).await?.pop() else { return Ok(false) };
     if row.retry_states.as_ref() != Some(&asked.states) || row.retry_after != Some(asked.after) {
         // Somebody else has taken this bite, or asked for more, or a cancel came before it.

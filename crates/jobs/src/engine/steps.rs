@@ -2,8 +2,8 @@
 //! state, the attempt's record, its batch's counters, the finalize or the parent that this sets free, the events and the
 //! outbox. Who decides on a step is `finish.rs`, `cancel.rs` and `fan_in.rs`.
 //!
-//! Order of locks, everywhere: jobs by id, among them first the parents up the line; then dependencies (`dependencies.rs`);
-//! then batches by id; then unique keys (`unique.rs`). A parent is as good as held by whoever holds a job of its child batch,
+//! Order of locks, everywhere: jobs by id, among them first the parents up the line; then batches by id; then unique keys
+//! (`unique.rs`). Before all of them come dependencies (`dependencies.rs`), where somebody holds those. A parent is as good as held by whoever holds a job of its child batch,
 //! so a batch that is over may go on to its parent's batch.
 
 use std::collections::{BTreeMap, HashSet};
