@@ -14,6 +14,7 @@ use crate::Fail;
 
 const RESTART_DELAY_FIRST: Duration = Duration::from_millis(100);
 const RESTART_DELAY_MAX: Duration = Duration::from_secs(10);
+const RAN_FOR_A_WHILE: Duration = Duration::from_secs(1);
 
 /// The background work of one process. Cheap to clone; clones are the same set.
 #[derive(Debug, Clone)]
@@ -64,8 +65,8 @@ impl Tasks {
         });
     }
 
-    /// Runs what `make` makes, and makes it again after a failure or panic, with growing delays up to 10 s. An `Ok`
-    /// ends it.
+    /// Runs what `make` makes, and makes it again after a failure or panic, with growing delays up to 10 s. After a run of a
+    /// second or more they begin anew: what worked for a while is not kept waiting for it. An `Ok` ends it.
     pub fn spawn_restarting<M, F>(&self, name: &'static str, mut make: M)
     where
         M: FnMut() -> F + Send + 'static,
@@ -81,7 +82,7 @@ impl Tasks {
                     Ok(Err(fail)) => fail.to_string(),
                     Err(panic) => panic_text(panic.as_ref()),
                 };
-                if started.elapsed() > RESTART_DELAY_MAX {
+                if started.elapsed() >= RAN_FOR_A_WHILE {
                     delay = RESTART_DELAY_FIRST;
                 }
                 warn!(task.name = name, error = reason, "a task failed and is started again");
@@ -221,5 +222,30 @@ mod tests {
         });
         seen.wait_for(|count| *count == 3).await.expect("the task runs");
         assert!(tasks.join(Duration::from_secs(1)).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_restarting_task_that_ran_for_a_while_is_made_again_soon_and_one_that_did_not_later_and_later() {
+        let ran = RAN_FOR_A_WHILE;
+        assert_eq!(time_of_runs(ran, 10).await, 10 * ran + 9 * RESTART_DELAY_FIRST);
+        let ran = RAN_FOR_A_WHILE / 2;
+        assert_eq!(time_of_runs(ran, 4).await, 4 * ran + (1 + 2 + 4) * RESTART_DELAY_FIRST);
+    }
+
+    /// How long it takes until a task that fails after `run` has done so `count` times.
+    async fn time_of_runs(run: Duration, count: u32) -> Duration {
+        let tasks = Tasks::new();
+        let (runs, mut seen) = watch::channel(0);
+        let started = tokio::time::Instant::now();
+        tasks.spawn_restarting("falters", move || {
+            let runs = runs.clone();
+            async move {
+                tokio::time::sleep(run).await;
+                runs.send_modify(|count| *count += 1);
+                Err(Fail::internal("it falters"))
+            }
+        });
+        seen.wait_for(|runs| *runs == count).await.expect("the task runs");
+        started.elapsed()
     }
 }
