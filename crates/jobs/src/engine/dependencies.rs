@@ -208,7 +208,8 @@ async fn watch(ground: &Ground, lead: Lead) -> Result<bool, Fail> {
            join jobs.dependency on job_id = job and after_id = after
            where state = 'asked'
            order by job_id, after_id
-           for update of dependency
+           -- Held by a retry that may want the jobs above: a later bite takes it.
+           for update of dependency skip locked
          )
          update jobs.dependency
          set state = case when after.is_live then 'watched' else 'ended' end,
