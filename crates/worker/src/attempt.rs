@@ -67,8 +67,9 @@ impl Bench {
             attempt: Some(assignment.number),
         }
         .span();
-        let work = self.carried_out(assignment, attempt, orders, slot, &span).instrument(ids);
-        Box::pin(span.within(work)).await
+        // Boxed where it is made: it is of some kilobytes, and each wrapper around it would move them once more.
+        let work = Box::pin(self.carried_out(assignment, attempt, orders, slot, &span));
+        span.within(work.instrument(ids)).await
     }
 
     async fn carried_out(
@@ -182,7 +183,8 @@ impl Bench {
             Place::Child => {
                 let scratch = slot.scratch.clone();
                 let run = RunFrame { task: assignment.task.clone(), args, facts, scratch };
-                let body = slot.run(run, desk.as_ref(), &stop);
+                // Boxed for the sake of attempts without a child, which would carry the room for it along.
+                let body = Box::pin(slot.run(run, desk.as_ref(), &stop));
                 supervise(body, &stop, orders, timeout, self.grace).await
             }
         }

@@ -62,15 +62,13 @@ pub struct Metrics;
 
 impl Hooks for Metrics {
     fn after_task(&self, run: &Run<'_>, ended: &Ended<'_>) {
-        let labels = [("queue", run.queue.to_owned()), ("task", run.task.to_owned())];
-        let mut with_outcome = labels.to_vec();
-        with_outcome.push(("outcome", ended.outcome.to_owned()));
+        let (queue, task) = (|| ("queue", run.queue.to_owned()), || ("task", run.task.to_owned()));
+        let with_outcome = [queue(), task(), ("outcome", ended.outcome.to_owned())];
         metrics::histogram!("guildhall_task_duration_seconds", &with_outcome).record(ended.took.as_secs_f64());
         if let Some(failure_kind) = ended.failure_kind {
             // A task's own kind may come from its input, and must not become a label.
             let known = kind::SHARED.iter().find(|known| **known == failure_kind).map_or("own", |known| known);
-            let mut with_kind = labels.to_vec();
-            with_kind.push(("kind", known.to_owned()));
+            let with_kind = [queue(), task(), ("kind", (*known).to_owned())];
             metrics::counter!("guildhall_task_failures_total", &with_kind).increment(1);
         }
     }

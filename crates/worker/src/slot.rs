@@ -104,7 +104,7 @@ impl Slot {
     pub(crate) async fn reset(&mut self) {
         if self.is_busy
             && let Some(mut child) = self.child.take()
-            && let Err(error) = child.process.kill().await
+            && let Err(error) = Box::pin(child.process.kill()).await
         {
             tracing::warn!(%error, "a slot's child could not be killed");
         }

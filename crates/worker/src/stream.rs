@@ -235,7 +235,7 @@ impl Stream {
         };
         let (bench, freed) = (self.bench.clone(), self.freed.0.clone());
         self.tasks.detach("worker.attempt", async move {
-            let slot = Box::pin(bench.attempt(assignment, orders, slot)).await;
+            let slot = bench.attempt(assignment, orders, slot).await;
             // Nobody takes it once the worker has ended.
             drop(freed.send(slot).await);
         });
