@@ -206,7 +206,7 @@ async fn submit(api: &Api, submit: &JobSubmit, args: Value, screen: &Screen) -> 
 }
 
 /// How the job is to be unique, beside its key.
-fn uniqueness(given: &Uniqueness) -> Option<Value> {
+pub(super) fn uniqueness(given: &Uniqueness) -> Option<Value> {
     given.unique_key.as_ref()?;
     let mut unique = Map::new();
     let optional = [

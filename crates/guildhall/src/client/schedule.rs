@@ -10,7 +10,7 @@ use super::{
     args::{Manners, ScheduleArgs, ScheduleCreate, SchedulePreview, ScheduleUpdate, ScheduleVerb, Timing},
     error::Error,
     interrupt::Interrupts,
-    job::arguments,
+    job::{arguments, uniqueness},
     lists,
     screen::{Manner, Screen, Tone},
     table::{Cell, Column, Table},
@@ -198,8 +198,11 @@ fn change(body: &mut Map<String, Value>, timing: &Timing, manners: &Manners) {
     let of_job = [
         ("queue", text(&manners.queue)),
         ("priority", count(manners.priority)),
+        ("concurrency_key", text(&manners.concurrency_key)),
         ("max_attempts", count(manners.max_attempts)),
         ("tags", (!manners.tags.is_empty()).then(|| json!(manners.tags))),
+        ("unique_key", text(&manners.unique.unique_key)),
+        ("unique", uniqueness(&manners.unique)),
     ];
     if let Some(job) = body.get_mut("job").and_then(Value::as_object_mut) {
         job.extend(of_job.into_iter().filter_map(given));

@@ -15,13 +15,16 @@ fn a_schedule_is_asked_for_in_its_words_and_told() {
     let manners =
         ["--name", "at nine", "--missed", "all", "--missed-max", "7", "--overlap", "queue_all", "--queue-max", "8"];
     let more = ["--jitter", "9", "--pause-after-failures", "3", "--priority", "60", "--queue", "default", "--tag", "a"];
-    let output = person.run(&[["schedule", "create", "demo_echo"].as_slice(), &when, &manners, &more].concat());
+    let keys =
+        ["--concurrency-key", "mill", "--unique-key", "daily", "--unique-hold", "waiting", "--on-conflict", "refuse"];
+    let output = person.run(&[["schedule", "create", "demo_echo"].as_slice(), &when, &manners, &more, &keys].concat());
     assert_eq!(output.code, 0, "{}", output.stderr);
     assert!(output.stdout.contains("when     0 9 * * * (Europe/Berlin)\n"), "{}", output.stdout);
     assert!(output.stdout.contains("skipped  3\n"), "{}", output.stdout);
     let run = format!("2026-01-01 08:00:00 UTC  due       {RUN}  succeeded\n");
     assert!(output.stdout.ends_with(&run), "{}", output.stdout);
-    let job = json!({ "task": "demo_echo", "args": { "value": 1 }, "priority": 60, "queue": "default", "tags": ["a"] });
+    let job = json!({ "task": "demo_echo", "args": { "value": 1 }, "priority": 60, "queue": "default", "tags": ["a"],
+        "concurrency_key": "mill", "unique_key": "daily", "unique": { "hold": "waiting", "on_conflict": "refuse" } });
     let body = json!({ "name": "at nine", "cron": "0 9 * * *", "time_zone": "Europe/Berlin", "missed": "all",
         "missed_max": 7, "overlap": "queue_all", "queue_max": 8, "jitter_s": 9, "pause_after_failures": 3, "job": job });
     assert_eq!(server.script().schedules.asked, [("POST schedules".to_owned(), body)]);
@@ -31,6 +34,8 @@ fn a_schedule_is_asked_for_in_its_words_and_told() {
     let asked = server.script().schedules.asked[1].1.clone();
     assert_eq!((&asked["every_s"], &asked["anchor_at"]), (&json!(90), &json!("2030-01-01T00:00:00Z")));
     assert_eq!(person.run(&["schedule", "create", "demo_echo"]).code, 64);
+    let no_key = ["schedule", "create", "demo_echo", "--every", "5", "--unique-hold", "live"];
+    assert_eq!(person.run(&no_key).code, 64);
     assert_eq!(person.run(&["schedule", "create", "demo_echo", "--every", "5", "--cron", "@daily"]).code, 64);
 }
 

@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use clap::{ArgGroup, Args, Subcommand};
 
-use super::{Common, PageArgs};
+use super::{Common, PageArgs, Uniqueness};
 
 #[derive(Debug, Args)]
 pub(crate) struct ScheduleArgs {
@@ -83,6 +83,9 @@ pub(crate) struct Manners {
     /// 0 to 100, higher first
     #[arg(long, value_parser = clap::value_parser!(u32).range(0..=100))]
     pub(crate) priority: Option<u32>,
+    /// Jobs of one key run one at a time, or as many as the queue says
+    #[arg(long, value_name = "KEY")]
+    pub(crate) concurrency_key: Option<String>,
     /// Attempts of each job
     #[arg(long, value_name = "COUNT")]
     pub(crate) max_attempts: Option<u32>,
@@ -107,6 +110,8 @@ pub(crate) struct Manners {
     /// Pause it once so many runs in a row have failed
     #[arg(long, value_name = "COUNT")]
     pub(crate) pause_after_failures: Option<u32>,
+    #[command(flatten)]
+    pub(crate) unique: Uniqueness,
 }
 
 #[derive(Debug, Args)]
