@@ -2,8 +2,8 @@
 //! [`files`] [`schedules`]; what runs by itself is [`engine`]. Nouns call the engine, and the engine names no noun's handlers.
 //!
 //! The way of a job: `jobs.rs` checks and hands over, `engine/submit.rs` inserts, `engine/dispatch.rs` claims,
-//! `workers.rs` assigns over the stream and hears outcomes, `engine/finish.rs` ends the attempt in one transaction with
-//! batch counters and outbox, `engine/live.rs` tells watchers.
+//! `workers.rs` assigns over the stream and hears outcomes, `engine/lone.rs` ends the attempt where that concerns its job
+//! alone and `engine/finish.rs` all others, in one transaction with batch counters and outbox, `engine/live.rs` tells watchers.
 
 mod acts;
 mod attempts;

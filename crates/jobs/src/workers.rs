@@ -228,6 +228,7 @@ async fn hear(core: &Core, seat: &Seat, heartbeat: Heartbeat) -> Result<(), Fail
         .map(|&(job, token)| Outcome { job, token, end: lost_end(assigned.was_sent((job, token))) })
         .collect();
     assigned.forget(|attempt| held.contains(attempt));
+    seat.forget_entangled(|attempt| held.contains(attempt));
     drop(assigned);
 
     let stop = |(job, token): (Uuid, i64), why: &str| StopAttempt {
@@ -242,7 +243,7 @@ async fn hear(core: &Core, seat: &Seat, heartbeat: Heartbeat) -> Result<(), Fail
         seat.send(to_worker::Message::Stop(Stop { items })).await;
     }
     seat.send(to_worker::Message::Renewed(Renewed { sequence: heartbeat.sequence })).await;
-    try_join_all(lost.into_iter().map(|outcome| core.engine.finish(outcome))).await?;
+    try_join_all(lost.into_iter().map(|outcome| core.engine.finish(outcome, false))).await?;
     Ok(())
 }
 
@@ -275,7 +276,7 @@ async fn write_reports(core: Arc<Core>, seat: Arc<Seat>, mut waiting: mpsc::Rece
         if !told.is_empty() {
             crash_point("result-not-finished");
         }
-        let ended = join_all(told.iter().map(|outcome| end(&core, outcome))).await;
+        let ended = join_all(told.iter().map(|outcome| end(&core, &seat, outcome))).await;
         let mut receipt = Receipt::default();
         let mut unwritten = None;
         for (outcome, verdict) in told.into_iter().zip(ended) {
@@ -325,7 +326,7 @@ fn notes(core: &Core, report: &Report) -> Vec<Note> {
 }
 
 /// Ends one attempt as its worker tells it; whether it was accepted.
-async fn end(core: &Core, told: &ToldOutcome) -> Result<bool, Fail> {
+async fn end(core: &Core, seat: &Seat, told: &ToldOutcome) -> Result<bool, Fail> {
     let Ok((job, token)) = attempts::parse(told.attempt.as_ref()) else { return Ok(false) };
     let internal = |message: &str| End::Failed(Fault::new("internal", message, false), None);
     let end = match &told.end {
@@ -358,11 +359,12 @@ async fn end(core: &Core, told: &ToldOutcome) -> Result<bool, Fail> {
         },
         Some(outcome::End::Interrupted(_)) => End::Interrupted,
     };
-    match core.engine.finish(Outcome { job, token, end }).await {
+    let is_entangled = seat.ends_entangled((job, token));
+    match core.engine.finish(Outcome { job, token, end }, is_entangled).await {
         // What it says cannot be (a file it did not write) or cannot be kept: it fails instead of being told for ever.
         Err(fail) if !matches!(fail.kind(), Kind::Unavailable | Kind::Limited | Kind::Timeout) => {
             let end = End::Failed(Fault::new("internal", fail.message(), false), None);
-            core.engine.finish(Outcome { job, token, end }).await
+            core.engine.finish(Outcome { job, token, end }, is_entangled).await
         }
         verdict => verdict,
     }

@@ -2,7 +2,7 @@
 //! statement, in groups, and assigned only once the claim is durable.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     iter::Peekable,
     sync::{
         Arc,
@@ -34,7 +34,7 @@ use crate::{SCHEMA, submissions::ARGS_BYTES_MAX};
 /// Without a wake-up, look this often: another replica may have taken jobs in, and its word been lost.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Jobs that one claim takes at most.
-const CLAIM_MAX: u32 = 200;
+const CLAIM_MAX: u32 = 500;
 /// Bytes of arguments in one message to a worker: with what surrounds them, below the 4 MiB that gRPC takes in unless a
 /// client asks for more. A message that a worker cannot read would cost it its stream, and all its attempts with that.
 const ASSIGN_BYTES_MAX: usize = 3 * 1024 * 1024;
@@ -54,6 +54,8 @@ pub(crate) struct Seat {
     /// What was assigned over this stream. Held from a claim to its assignment, so that whoever compares the database
     /// with what the worker holds never sees an attempt in between.
     pub(crate) assigned: Mutex<Assigned>,
+    /// Attempts of this stream whose ends concern others than their jobs, as was known when they were claimed.
+    entangled: SyncMutex<HashSet<(Uuid, i64)>>,
 }
 
 /// Assignments of one stream, in the order in which they were sent.
@@ -98,7 +100,23 @@ impl Seat {
             is_draining: AtomicBool::new(false),
             out,
             assigned: Mutex::default(),
+            entangled: SyncMutex::default(),
         }
+    }
+
+    /// Whether the end of this attempt concerns others than its job, as far as is known; forgets it.
+    pub(crate) fn ends_entangled(&self, attempt: (Uuid, i64)) -> bool {
+        self.entangled().remove(&attempt)
+    }
+
+    /// Forgets what has ended without a word over this stream.
+    pub(crate) fn forget_entangled(&self, is_held: impl Fn(&(Uuid, i64)) -> bool) {
+        self.entangled().retain(is_held);
+    }
+
+    fn entangled(&self) -> std::sync::MutexGuard<'_, HashSet<(Uuid, i64)>> {
+        // The set is never left half changed.
+        self.entangled.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// The worker has `slots` more free slots.
@@ -216,6 +234,7 @@ async fn serve(ground: &Ground, finisher: &Group<Outcome, bool>, seat: &Seat) ->
         let place = assigned.count;
         assigned.places.insert(attempt, place);
     }
+    seat.entangled().extend(claims.iter().filter(|claim| claim.is_entangled()).map(|claim| (claim.id, claim.token)));
     let mut left = claims.into_iter().map(Claim::into_assignment).peekable();
     for room in rooms {
         let items = next_message(&mut left);
@@ -280,6 +299,11 @@ impl Claim {
     fn lets_go_of(&self) -> Option<Holding> {
         let key = self.unique_key.as_ref().filter(|_| unique::ends_at_start(self.unique_hold.as_deref()))?;
         Some(Holding::new(self.id, self.owner_id, self.is_unique_for_all, &self.task, key))
+    }
+
+    /// Whether its end concerns its batch, or a key.
+    const fn is_entangled(&self) -> bool {
+        self.batch_id.is_some() || self.unique_key.is_some()
     }
 
     fn into_assignment(self) -> Assignment {

@@ -1,5 +1,5 @@
 //! Ending attempts: which outcomes count, and what each makes of its job. What follows is carried out by `steps.rs`, in the
-//! same transaction.
+//! same transaction. Successes that concern nobody but their own job have been taken out before, by `lone.rs`.
 //!
 //! An outcome counts only with the fencing token of the attempt that holds the job now. Everything else is refused and
 //! changes nothing.

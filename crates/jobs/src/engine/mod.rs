@@ -17,7 +17,9 @@ mod history;
 mod holdups;
 mod leader;
 mod live;
+mod lone;
 mod measure;
+mod moves;
 mod notebook;
 mod policy;
 mod progress;
@@ -133,6 +135,8 @@ impl Ground {
 #[derive(Debug, Clone)]
 pub(crate) struct Engine {
     pub(crate) ground: Arc<Ground>,
+    /// For ends that may concern nobody but their own job: whether they do, and are written. For all others, the finisher.
+    lone: Group<Outcome, bool>,
     finisher: Group<Outcome, bool>,
     notebook: notebook::Notebook,
 }
@@ -183,6 +187,11 @@ impl Engine {
             Box::pin(async move { finish::finish(&ground, outcomes).await })
         });
         let on = Arc::clone(&ground);
+        let lone = Group::start(tasks, "jobs.finish_lone", GROUP_MAX, move |outcomes| {
+            let ground = Arc::clone(&on);
+            Box::pin(async move { lone::finish(&ground, outcomes).await })
+        });
+        let on = Arc::clone(&ground);
         let writer = Group::start(tasks, "jobs.progress", PAGES_MAX, move |pages| {
             let ground = Arc::clone(&on);
             Box::pin(async move { progress::write(&ground, pages).await })
@@ -194,7 +203,7 @@ impl Engine {
         measure::start(&ground, tasks);
         holdups::start(&ground, tasks);
         wakes::start(&ground, tasks);
-        Ok(Self { ground, finisher, notebook })
+        Ok(Self { ground, lone, finisher, notebook })
     }
 
     /// Something may be claimed: new jobs, a resumed queue, a free slot.
@@ -210,12 +219,15 @@ impl Engine {
     }
 
     /// Ends an attempt, after what it has said; whether its fencing token was still the one that counts. Durable when
-    /// answered.
+    /// answered. `is_entangled` says that its end concerns others than its job, which spares a look.
     ///
     /// # Errors
     /// As the database, or `jobs.busy`.
-    pub(crate) async fn finish(&self, outcome: Outcome) -> Result<bool, Fail> {
+    pub(crate) async fn finish(&self, outcome: Outcome, is_entangled: bool) -> Result<bool, Fail> {
         self.notebook.settle((outcome.job, outcome.token)).await;
+        if !is_entangled && lone::may_be(&outcome) && self.lone.write(outcome.clone()).await? {
+            return Ok(true);
+        }
         self.finisher.write(outcome).await
     }
 

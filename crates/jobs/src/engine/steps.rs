@@ -18,6 +18,7 @@ use super::{
     events::{self, Telling},
     fan_in::{self, BatchChange},
     finish::Fault,
+    moves::{self, Final},
     states::State,
     submit::rank,
     unique::{self, Holding},
@@ -319,45 +320,16 @@ async fn record_attempts(conn: &mut PgConnection, steps: &[Step], now: DateTime<
 }
 
 async fn move_to_history(conn: &mut PgConnection, steps: &[Step], now: DateTime<Utc>) -> Result<(), Fail> {
-    let finals: Vec<&Step> = steps.iter().filter(|step| step.next.is_final()).collect();
-    if finals.is_empty() {
-        return Ok(());
-    }
-    let error = |part: &dyn Fn(&Fault) -> String| -> Vec<Option<String>> {
-        finals.iter().map(|step| step.error.as_ref().map(part)).collect()
-    };
-    sqlx::query!(
-        "with gone as (
-           delete from jobs.job
-           using unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::boolean[], $8::boolean[])
-             as final (id, state, result, kind, message, retryable, stays)
-           where job.id = final.id
-           returning job.*, final.state as end_state, final.result, final.kind, final.message, final.retryable, final.stays
-         )
-         insert into jobs.job_history (id, owner_id, task, queue, state, priority, run_at, attempt, max_attempts,
-           attempt_timeout_s, backoff, worker_id, started_at, progress_percent, progress_stage, progress_message,
-           error_kind, error_message, error_retryable, batch_id, ordinal, is_finalize, child_batch_id, cancel_asked_at,
-           cancel_asked_by, cancel_reason, events, request_id, traceparent, tags, args, result, created_at, finished_at,
-           queue_timeout_s, deadline_s, deadline_at, retry_on, concurrency_key, lane, unique_key,
-           is_unique_for_all, unique_hold, token, attempt_started_at, started_event)
-         select id, owner_id, task, queue, end_state, priority, run_at, attempt, max_attempts, attempt_timeout_s,
-           backoff, worker_id, started_at, progress_percent, progress_stage, progress_message, kind, message, retryable,
-           batch_id, ordinal, is_finalize, child_batch_id, cancel_asked_at, cancel_asked_by, cancel_reason, events + 1,
-           request_id, traceparent, tags, args, result, created_at, $7, queue_timeout_s, deadline_s, deadline_at, retry_on,
-           concurrency_key, lane, unique_key, is_unique_for_all, unique_hold, case when stays then token end,
-           case when stays then attempt_started_at end, case when stays then started_event end
-         from gone",
-        &finals.iter().map(|step| step.row.id).collect::<Vec<_>>(),
-        &finals.iter().map(|step| step.next.as_str().to_owned()).collect::<Vec<_>>(),
-        &finals.iter().map(|step| step.result.clone()).collect::<Vec<_>>() as &[Option<String>],
-        &error(&|fault| fault.kind.clone()) as &[Option<String>],
-        &error(&|fault| fault.message.clone()) as &[Option<String>],
-        &finals.iter().map(|step| step.error.as_ref().map(|f| f.is_retryable)).collect::<Vec<_>>() as &[Option<bool>],
-        now,
-        &finals.iter().map(|step| step.stays_in_its_row()).collect::<Vec<_>>(),
-    )
-    .execute(conn)
-    .await?;
+    let ends = steps.iter().filter(|step| step.next.is_final());
+    let finals = ends.map(|step| Final {
+        id: step.row.id,
+        state: step.next,
+        result: step.result.as_deref(),
+        error: step.error.as_ref(),
+        stays: step.stays_in_its_row(),
+        lone: None,
+    });
+    moves::into_history(conn, &finals.collect::<Vec<_>>(), now).await?;
     Ok(())
 }
 

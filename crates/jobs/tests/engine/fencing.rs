@@ -46,6 +46,41 @@ async fn an_outcome_told_twice_counts_once() {
     assert!(!worker.succeed(&assigned, "2").await);
     assert_eq!(user.job(&id).await.result_json, "1");
     assert_eq!(user.attempts(&id).await, ["succeeded"]);
+    // In one report, too, and so in one transaction.
+    let id = user.submit(spec("work", "{}")).await;
+    worker.credit(1).await;
+    let assigned = worker.next_assigned().await;
+    worker.tell(vec![(&assigned, succeeded("1")), (&assigned, succeeded("2"))]).await;
+    assert_eq!(user.job(&id).await.result_json, "1");
+}
+
+#[tokio::test]
+async fn a_file_that_its_result_does_not_name_goes_with_the_end_of_an_attempt() {
+    let house = House::new().await;
+    let user = house.user(&["operator"]);
+    let mut worker = house.worker(1).await;
+    user.submit(spec("work", "{}")).await;
+    let assigned = worker.next_assigned().await;
+    let asked = CreateAttemptFileRequest { attempt: assigned.attempt.clone(), name: "draft".into() };
+    worker.attempts().create_file(worker.request(asked)).await.unwrap();
+    assert!(worker.succeed(&assigned, "1").await);
+    let states: Vec<String> =
+        sqlx::query_scalar("select state from jobs.file").fetch_all(house.database.pool()).await.unwrap();
+    assert_eq!(states, ["doomed"]);
+}
+
+#[tokio::test]
+async fn an_attempt_that_has_failed_cannot_succeed_any_more() {
+    let house = House::new().await;
+    let user = house.user(&["operator"]);
+    let mut worker = house.worker(1).await;
+    let id = user.submit(spec("work", "{}")).await;
+    let assigned = worker.next_assigned().await;
+    assert!(worker.fail(&assigned, "upstream", true).await);
+    // The job has kept the token, but nobody holds it by that.
+    assert!(!worker.succeed(&assigned, "1").await);
+    assert_eq!(user.state(&id).await, JobState::Scheduled);
+    assert_eq!(user.attempts(&id).await, ["failed"]);
 }
 
 #[tokio::test]

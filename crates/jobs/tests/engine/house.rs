@@ -1,6 +1,10 @@
 //! A running `jobs` with its database, users who call it, and workers whose every message a test decides.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use chrono::DateTime;
 use ed25519_dalek::{SigningKey, pkcs8::EncodePrivateKey as _};
@@ -498,7 +502,9 @@ impl Worker {
         let report = Report { outcomes: outcomes.collect(), ..Report::default() };
         self.send(from_worker::Message::Report(report)).await;
         let mut verdicts: HashMap<(String, u64), bool> = HashMap::new();
-        while verdicts.len() < attempts.len() {
+        // One that is told twice has one name.
+        let told: HashSet<&AttemptRef> = attempts.iter().collect();
+        while verdicts.len() < told.len() {
             let Receipt { accepted, refused } = self
                 .find(|message| match message {
                     to_worker::Message::Receipt(receipt) => Some(receipt.clone()),

@@ -170,6 +170,23 @@ async fn a_parent_that_fails_for_good_takes_its_children_along_and_starts_over_w
 }
 
 #[tokio::test]
+async fn a_parent_that_succeeds_before_its_children_takes_them_along() {
+    let house = House::new().await;
+    let user = house.user(&["operator"]);
+    let mut worker = house.worker(1).await;
+    let id = user.submit(spec("process", "{}")).await;
+    let parent = worker.next_assigned().await;
+    let batch = fan_out(&worker, &parent, 0..2).await;
+    assert!(worker.succeed(&parent, r#""enough""#).await);
+    user.wait_for_batch(&batch, |counts| counts["cancelled"] == 2).await;
+    worker.credit(1).await;
+    let finalize = worker.next_assigned().await;
+    worker.succeed(&finalize, "{}").await;
+    assert_eq!(user.get_batch(&batch).await.state(), BatchState::Cancelled);
+    assert_eq!(user.job(&id).await.result_json, r#""enough""#);
+}
+
+#[tokio::test]
 async fn a_parent_whose_time_in_the_queue_is_over_takes_its_children_along() {
     let house = House::new().await;
     let user = house.user(&["operator"]);
