@@ -17,7 +17,7 @@ use crate::{
     house::House,
     proof::{self, Counters},
     rows::{Report, Row, Spread},
-    yardstick::{graphile, raw_sql},
+    yardstick::{graphile, own_rows, raw_sql},
 };
 
 const BENCH: &str = "engine";
@@ -36,7 +36,7 @@ struct Rates {
 
 pub(crate) async fn run(options: &Options, ground: &Ground, report: &mut Report) -> Result<(), Fault> {
     let few = options.jobs.min(FEW);
-    let (mut house, mut raw, mut graphile) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut house, mut raw, mut own, mut graphile) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let (mut default, mut children, mut graphile_default) = (Vec::new(), Vec::new(), Vec::new());
     for round in 1..=options.rounds {
         // One after another in each round, so that a busy minute of the machine is everybody's.
@@ -48,6 +48,8 @@ pub(crate) async fn run(options: &Options, ground: &Ground, report: &mut Report)
         children.push(in_child);
         report.say(&format!("engine, round {round}: plain SQL"));
         raw.push(plain(options, ground, report, round).await?);
+        report.say(&format!("engine, round {round}: plain SQL over guildhall's tables"));
+        own.push(over_own_rows(options, ground).await?);
         if let Some(tools) = &options.tools {
             report.say(&format!("engine, round {round}: graphile-worker"));
             let url = ground.empty_database("graphile").await?;
@@ -74,6 +76,7 @@ pub(crate) async fn run(options: &Options, ground: &Ground, report: &mut Report)
     let mut rows = vec![
         row("bulk_submit", bulk(&house), Some(("plain SQL", bulk(&raw)))),
         row("drain", drain(&house), Some(("plain SQL", drain(&raw)))),
+        row("drain", drain(&house), Some(("plain SQL, own rows", own.into_iter().collect()))),
     ];
     if !graphile.is_empty() {
         rows.push(row("bulk_submit", bulk(&house), Some((graphile::NAME, bulk(&graphile)))));
@@ -128,6 +131,15 @@ async fn plain(options: &Options, ground: &Ground, report: &mut Report, round: u
     Ok(Rates { bulk, drain })
 }
 
+/// What Postgres takes for the rows alone.
+async fn over_own_rows(options: &Options, ground: &Ground) -> Result<f64, Fault> {
+    let url = ground.empty_database("house").await?;
+    let house = House::open(ground, &url, &[]).await?;
+    fill(&house, "demo_echo", &json!({ "value": 1 }), options.jobs).await?;
+    house.close().await?;
+    own_rows::measure(&url, options.jobs).await
+}
+
 /// Submits `jobs` to a queue that is held; how many a second.
 async fn fill(house: &House, task: &str, args: &Value, jobs: u32) -> Result<f64, Fault> {
     house.post("/api/v1/queues/default/pause", &json!({})).await?;
@@ -147,7 +159,8 @@ async fn drain(house: &House, url: &str, jobs: u32, total: u32) -> Result<f64, F
     let mut connection = PgConnection::connect(url).await?;
     let started = Instant::now();
     house.post("/api/v1/queues/default/resume", &json!({})).await?;
-    let is_left = "select exists (select from jobs.job where id > '00000000-0000-0000-0000-000000000000')";
+    // The last one to come is the last to go, and found without passing those that have gone.
+    let is_left = "select count(*) > 0 from (select id from jobs.job order by id desc limit 1) as last";
     let took = proof::worked_off(&mut connection, is_left, started).await?;
     let succeeded = "select count(*) from jobs.job_history where state = 'succeeded'";
     let succeeded = proof::count(&mut connection, succeeded).await?;

@@ -55,7 +55,7 @@ struct Options {
     #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     jobs: u32,
     /// Attempts at once in `engine`, for the rate that is held against others' best settings
-    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     slots: u32,
     /// Jobs of one round of `pickup`
     #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=100_000))]

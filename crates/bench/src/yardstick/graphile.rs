@@ -98,7 +98,8 @@ pub(crate) async fn drain(tools: &Path, url: &str, jobs: u32, setting: Setting) 
     }
     let started = Instant::now();
     transaction.commit().await?;
-    let is_left = "select exists (select from graphile_worker._private_jobs where id > 0)";
+    let is_left =
+        "select count(*) > 0 from (select id from graphile_worker._private_jobs order by id desc limit 1) as last";
     let took = proof::worked_off(&mut connection, is_left, started).await?;
     for worker in workers {
         worker.end().await?;

@@ -2,5 +2,6 @@
 
 pub(crate) mod graphile;
 pub(crate) mod nginx;
+pub(crate) mod own_rows;
 pub(crate) mod raw_sql;
 pub(crate) mod wrk;
