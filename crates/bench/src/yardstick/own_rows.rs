@@ -11,11 +11,8 @@ use proto::events::JobChanged;
 use sqlx::{Connection as _, PgConnection};
 use uuid::Uuid;
 
-use super::raw_sql::STRAIGHT;
+use super::raw_sql::{CLAIM, STRAIGHT};
 use crate::{Fault, proof::count};
-
-/// Jobs in one transaction: more made it no faster where it was tried.
-const CLAIM: i64 = 500;
 
 /// A job's id, owner, task, queue, attempt and arguments.
 type Claimed = (Uuid, Uuid, String, String, i32, String);

@@ -11,7 +11,7 @@ use crate::{Fault, proof::count};
 
 /// Jobs in one statement: more made it no faster where it was tried.
 const INSERT: u32 = 1_000;
-const CLAIM: i64 = 500;
+pub(super) const CLAIM: i64 = 500;
 /// How the engine's claims and ends are planned: once a connection, and by the indexes.
 pub(super) const STRAIGHT: &str = "set plan_cache_mode = force_generic_plan; set enable_seqscan = off; set jit = off";
 
