@@ -153,6 +153,15 @@ impl Bus {
         }
     }
 
+    /// Whether an event of the type `kind` may have a consumer. Within one process it is known who listens; a broker's queues
+    /// are the broker's.
+    pub(crate) fn may_be_taken(&self, kind: &str) -> bool {
+        match &self.0 {
+            Kind::Local(bus) => bus.may_be_taken(kind),
+            Kind::RabbitMq(_) => true,
+        }
+    }
+
     /// How the way in is, now and as it changes.
     pub fn state(&self) -> watch::Receiver<State> {
         match &self.0 {
@@ -199,10 +208,15 @@ impl Publisher {
             Way::RabbitMq(publisher) => publisher.publish(messages).await,
         };
         for (message, _) in messages.iter().zip(&published.confirmed).filter(|(_, is_confirmed)| **is_confirmed) {
-            metrics::counter!("guildhall_events_published_total", "type" => message.kind.clone()).increment(1);
+            count_published(&message.kind, 1);
         }
         published
     }
+}
+
+/// Counts events of a type that whoever must get them has, be it nobody.
+pub(crate) fn count_published(kind: &str, count: u64) {
+    metrics::counter!("guildhall_events_published_total", "type" => kind.to_owned()).increment(count);
 }
 
 /// What cannot be reached now.

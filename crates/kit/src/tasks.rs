@@ -8,7 +8,7 @@ use std::{future::Future, panic::AssertUnwindSafe, time::Duration};
 use futures::FutureExt as _;
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{Instrument as _, error, warn};
+use tracing::{error, warn};
 
 use crate::Fail;
 
@@ -48,7 +48,7 @@ impl Tasks {
         F: Future<Output = Result<(), Fail>> + Send + 'static,
     {
         let failed = self.failed.clone();
-        self.launch(name, async move {
+        self.track(async move {
             let reason = match AssertUnwindSafe(future).catch_unwind().await {
                 Ok(Ok(())) => return,
                 Ok(Err(fail)) => fail.to_string(),
@@ -73,7 +73,7 @@ impl Tasks {
         F: Future<Output = Result<(), Fail>> + Send + 'static,
     {
         let soft = self.soft.clone();
-        self.launch(name, async move {
+        self.track(async move {
             let mut delay = RESTART_DELAY_FIRST;
             loop {
                 let started = tokio::time::Instant::now();
@@ -99,7 +99,7 @@ impl Tasks {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        self.launch(name, async move {
+        self.track(async move {
             if let Err(panic) = AssertUnwindSafe(future).catch_unwind().await {
                 error!(task.name = name, error = panic_text(panic.as_ref()), "a task panicked");
             }
@@ -110,13 +110,6 @@ impl Tasks {
     /// and end with them, and have no names.
     pub fn executor(&self) -> Executor {
         Executor(self.clone())
-    }
-
-    fn launch<F>(&self, name: &'static str, future: F)
-    where
-        F: Future<Output = ()> + Send + 'static,
-    {
-        self.track(future.instrument(tracing::info_span!("task", task.name = name)));
     }
 
     /// The one place that spawns: tracked, stoppable.

@@ -92,6 +92,12 @@ impl Local {
         self.keeper.send_replace(None);
     }
 
+    pub(super) fn may_be_taken(&self, kind: &str) -> bool {
+        let all = self.subscriptions.read();
+        // With nobody left it is not known any more, and publishing will say so.
+        self.closed.is_cancelled() || all.iter().any(|subscription| subscription.inbox.consumer().wants(kind))
+    }
+
     /// One after the other. A consumer that cannot take an event now holds everything behind it, as a queue would.
     pub(super) async fn publish(&self, messages: &[Message]) -> Published {
         let mut confirmed = vec![false; messages.len()];

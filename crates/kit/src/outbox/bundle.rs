@@ -10,7 +10,10 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
-use prost::Message;
+use prost::{
+    Message,
+    encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len},
+};
 use sqlx::{Row as _, postgres::PgRow};
 use uuid::Uuid;
 
@@ -65,10 +68,10 @@ pub(super) fn pack(events: &[Event], clock: &Clock, traceparent: Option<&str>) -
         bytes: usize,
     }
     let mut open: Vec<Open<'_>> = Vec::new();
-    let mut last_of: HashMap<&str, usize> = HashMap::with_capacity(events.len());
+    // Kept from the second row on: in one alone there is no other order.
+    let mut last_of: HashMap<&str, usize> = HashMap::new();
     for event in events {
-        let trace = event.traceparent.as_deref().or(traceparent).unwrap_or_default();
-        let bytes = event.data.len() + event.subject.len() + trace.len() + ENVELOPE_BYTES_MAX;
+        let bytes = bytes_max(event, traceparent);
         let from = last_of.get(event.subject.as_str()).copied().unwrap_or(0);
         let has_room = |row: &Open<'_>| {
             row.events[0].1.kind == event.kind && row.events.len() < EVENTS_MAX && row.bytes + bytes <= BYTES_MAX
@@ -80,15 +83,21 @@ pub(super) fn pack(events: &[Event], clock: &Clock, traceparent: Option<&str>) -
                 row.events.push(one);
                 row.bytes += bytes;
             }
-            None => open.push(Open { events: vec![one], bytes }),
+            None => {
+                if let [first] = open.as_slice() {
+                    last_of.extend(first.events.iter().map(|(_, event)| (event.subject.as_str(), 0)));
+                }
+                open.push(Open { events: vec![one], bytes });
+            }
         }
-        last_of.insert(&event.subject, place);
+        if open.len() > 1 {
+            last_of.insert(&event.subject, place);
+        }
     }
     open.into_iter().map(|row| to_row(&row.events, traceparent)).collect()
 }
 
 fn to_row(events: &[(Uuid, &Event)], traceparent: Option<&str>) -> Row {
-    let trace = |event: &Event| event.traceparent.as_deref().or(traceparent).map(str::to_owned);
     if let [(id, event)] = events {
         return Row {
             id: Some(*id),
@@ -96,23 +105,47 @@ fn to_row(events: &[(Uuid, &Event)], traceparent: Option<&str>) -> Row {
             subject: Some(event.subject.clone()),
             events: 1,
             data: event.data.to_vec(),
-            traceparent: trace(event),
+            traceparent: event.traceparent.as_deref().or(traceparent).map(str::to_owned),
         };
     }
-    let packed = events.iter().map(|(id, event)| Packed {
-        id: id.as_bytes().to_vec(),
-        subject: event.subject.clone(),
-        data: event.data.clone(),
-        traceparent: trace(event).unwrap_or_default(),
-    });
-    let bundle = Bundle { events: packed.collect() };
     Row {
         kind: events.first().map(|(_, event)| event.kind).unwrap_or_default(),
         // A bundle is bounded far below.
         events: i32::try_from(events.len()).unwrap_or(i32::MAX),
-        data: bundle.encode_to_vec(),
+        data: encoded(events, traceparent),
         ..Row::default()
     }
+}
+
+/// The bytes of a [`Bundle`] of these events, which are not copied into one first.
+fn encoded(events: &[(Uuid, &Event)], traceparent: Option<&str>) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(events.iter().map(|(_, event)| bytes_max(event, traceparent)).sum());
+    for (id, event) in events {
+        let trace = event.traceparent.as_deref().or(traceparent).unwrap_or_default();
+        let fields: [(u32, &[u8]); 4] =
+            [(1, id.as_bytes()), (2, event.subject.as_bytes()), (3, &event.data), (4, trace.as_bytes())];
+        // As protobuf has it, what is empty is left out.
+        let fields = fields.into_iter().filter(|(_, value)| !value.is_empty());
+        let length: usize = fields.clone().map(|(tag, value)| key_len(tag) + delimited_len(value.len())).sum();
+        encode_key(1, WireType::LengthDelimited, &mut bytes);
+        encode_varint(length as u64, &mut bytes);
+        for (tag, value) in fields {
+            encode_key(tag, WireType::LengthDelimited, &mut bytes);
+            encode_varint(value.len() as u64, &mut bytes);
+            bytes.extend_from_slice(value);
+        }
+    }
+    bytes
+}
+
+fn delimited_len(length: usize) -> usize {
+    encoded_len_varint(length as u64) + length
+}
+
+/// What an event takes of a bundle at most.
+fn bytes_max(event: &Event, traceparent: Option<&str>) -> usize {
+    let trace = event.traceparent.as_deref().or(traceparent).unwrap_or_default();
+    event.data.len() + event.subject.len() + trace.len() + ENVELOPE_BYTES_MAX
 }
 
 /// The events of a row, in their order; it has the columns [`COLUMNS`].
@@ -167,6 +200,23 @@ mod tests {
             (row.kind, subjects)
         })
         .collect()
+    }
+
+    #[test]
+    fn a_bundle_is_encoded_as_protobuf_has_it() {
+        let clock = Clock::system();
+        let events: Vec<Event> = ["", "s", &"t".repeat(300)].map(|subject| event("a", subject)).into();
+        let traced = event("a", "u").with_traceparent(Some("own".to_owned()));
+        let events: Vec<(Uuid, &Event)> = events.iter().chain([&traced]).map(|event| (clock.new_id(), event)).collect();
+        let packed = events.iter().map(|(id, event)| Packed {
+            id: id.as_bytes().to_vec(),
+            subject: event.subject.clone(),
+            data: event.data.clone(),
+            traceparent: event.traceparent.clone().unwrap_or_else(|| "all".to_owned()),
+        });
+        let bundle = Bundle { events: packed.collect() };
+        assert_eq!(encoded(&events, Some("all")), bundle.encode_to_vec());
+        assert_eq!(Bundle::decode(encoded(&events, None).as_slice()).expect("a bundle").events[1].traceparent, "");
     }
 
     #[test]

@@ -20,7 +20,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{bell, bundle::COLUMNS, group::Group, lag};
+use super::{
+    bell,
+    bundle::COLUMNS,
+    group::{self, Group},
+    lag,
+};
 use crate::{
     Clock, Fail,
     bus::{Bus, Publisher},
@@ -132,7 +137,10 @@ struct Leader<'a> {
 
 impl<'a> Leader<'a> {
     fn new(relay: &'a Relay, connection: PgConnection) -> Self {
-        Self { rows: Rows { relay, connection, look: Look::new(0) }, publisher: relay.bus.publisher() }
+        Self {
+            rows: Rows { relay, connection, look: Look::new(0), untaken: Vec::new() },
+            publisher: relay.bus.publisher(),
+        }
     }
 
     async fn lead(mut self) -> Result<(), Fail> {
@@ -179,7 +187,7 @@ impl<'a> Leader<'a> {
     async fn pass_on(&mut self, group: &Group) -> Result<Passed, Fail> {
         crash_point("relay-before-publish");
         let Self { rows, publisher } = self;
-        let is_full = group.messages.len() >= GROUP_EVENTS_MAX.into();
+        let is_full = group.events() >= GROUP_EVENTS_MAX.into();
         let (done, stopping) = (CancellationToken::new(), rows.relay.stopping.clone());
         let publish = async {
             let published = publisher.publish(&group.messages).await;
@@ -197,6 +205,9 @@ impl<'a> Leader<'a> {
         crash_point("relay-published-not-marked");
         let confirmed = group.confirmed(&published.confirmed);
         let is_marked = confirmed.is_empty() || rows.mark(&confirmed, group.generation).await?;
+        if is_marked {
+            group.count_untaken();
+        }
         let follows = is_marked && confirmed.len() == group.seqs.len();
         Ok(Passed {
             next: if follows { next } else { Group::default() },
@@ -211,6 +222,8 @@ struct Rows<'a> {
     relay: &'a Relay,
     connection: PgConnection,
     look: Look,
+    /// Types that nobody wants, as far as was seen.
+    untaken: Vec<String>,
 }
 
 /// Where looks begin: behind what was marked long ago, so that they need not pass the dead entries of the index while
@@ -254,11 +267,14 @@ impl Rows<'_> {
         if is_whole {
             self.look.floor = self.look.floor_next;
         }
-        let table = self.relay.schema.name();
+        let (table, bus) = (self.relay.schema.name(), &self.relay.bus);
+        // What nobody wanted at the last look and nobody wants now need not be fetched.
+        self.untaken.retain(|kind| group::is_untaken(kind, bus));
         let read = sqlx::query(AssertSqlSafe(format!(
-            "select replay.generation, {COLUMNS}
+            "select replay.generation, events, seq, id, type, subject, traceparent, at,
+               case when type <> all ($5) then data end as data
              from (
-               select {COLUMNS}, sum(events) over (order by seq) - events as before
+               select {COLUMNS}, events, sum(events) over (order by seq) - events as before
                from (
                  select {COLUMNS}, events
                  from {table}.outbox
@@ -277,11 +293,12 @@ impl Rows<'_> {
         .bind(if is_whole { 0 } else { self.look.floor })
         .bind(in_hand)
         .bind(i64::from(GROUP_EVENTS_MAX))
+        .bind(&self.untaken)
         .fetch_all(&mut self.connection);
         let found = within(ANSWER_WITHIN, read).await?;
         let mut group = Group::default();
         for row in found {
-            group.add(&row, table)?;
+            group.add(&row, table, bus, &mut self.untaken)?;
         }
         if !group.seqs.is_empty() && group.generation != self.look.generation {
             self.look = Look::new(group.generation);

@@ -125,6 +125,12 @@ pub fn transaction(operation: &'static str) -> Span {
     continued(SpanKind::Client, &Context::current(), || (operation.into(), database(operation)))
 }
 
+/// Whether anyone hears of spans.
+#[must_use]
+pub fn is_on() -> bool {
+    traces::tracer().is_some()
+}
+
 /// When a transaction began that writes for several callers at once.
 #[derive(Debug, Clone, Copy)]
 pub struct Shared(Option<SystemTime>);

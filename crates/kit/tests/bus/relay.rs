@@ -231,6 +231,26 @@ async fn a_row_is_marked_when_all_of_it_has_arrived() {
     house.close().await;
 }
 
+/// Within one process it is known who listens, and events that nobody wants are not even read.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_wanted_is_done_with_until_somebody_does() {
+    let house = House::new(Over::InProcess).await;
+    house.hear(THINGS);
+    // A type that nobody wants, twice: the second time that is known.
+    for n in 0..2 {
+        house.tell(OTHER, "a", n..n + 1).await;
+        house.until_published().await;
+    }
+    house.hear(EVERYTHING);
+    house.until_heard(EVERYTHING, 2).await;
+    house.tell(OTHER, "a", 2..3).await;
+    house.tell(DONE, "a", 3..4).await;
+    house.until_heard(EVERYTHING, 4).await;
+    assert_eq!(house.heard(EVERYTHING).await, [0, 1, 2, 3].map(|n| ("a".to_owned(), n)));
+    assert_eq!(house.heard(THINGS).await, [("a".to_owned(), 3)]);
+    house.close().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_of_the_version_before_bundles_are_sent_in_their_place() {
     let house = House::without_relay(Over::InProcess).await;
