@@ -169,7 +169,7 @@ async fn open(url: &str, registry: Registry, ground: &Ground, tasks: &Tasks) -> 
         scratch_dir: ground.empty_folder("scratch")?,
         slot_command: SlotCommand { program: ground.guildhall.clone(), args: vec!["run-slot".into()] },
         clock,
-        hooks: vec![Arc::new(worker::Metrics)],
+        hooks: vec![Arc::new(worker::Metrics::default())],
     };
     Worker::start(setup, tasks)?.connected().await;
 

@@ -55,7 +55,7 @@ pub(crate) struct Bench {
 impl Bench {
     /// Runs an attempt in `slot` and leaves its outcome in the ledger; the slot, fit for the next. All that it does goes on
     /// from where its job was submitted, and is logged under the job's ids.
-    pub(crate) async fn attempt(self: Arc<Self>, assignment: Assignment, orders: Orders, slot: Slot) -> Slot {
+    pub(crate) async fn attempt(&self, assignment: Assignment, orders: Orders, mut slot: Slot) -> Slot {
         let attempt = assignment.attempt.clone().unwrap_or_default();
         let came_from = Some(assignment.traceparent.as_str()).filter(|traceparent| !traceparent.is_empty());
         let span = span::attempt(&assignment.task, &assignment.queue, &attempt.job_id, assignment.number, came_from);
@@ -67,19 +67,20 @@ impl Bench {
             attempt: Some(assignment.number),
         }
         .span();
-        // Boxed where it is made: it is of some kilobytes, and each wrapper around it would move them once more.
-        let work = Box::pin(self.carried_out(assignment, attempt, orders, slot, &span));
-        span.within(work.instrument(ids)).await
+        // Boxed where it is made: each wrapper around it would move it once more.
+        let work = Box::pin(self.carried_out(&assignment, &attempt, orders, &mut slot, &span));
+        span.within(work.instrument(ids)).await;
+        slot
     }
 
     async fn carried_out(
         &self,
-        assignment: Assignment,
-        attempt: AttemptRef,
+        assignment: &Assignment,
+        attempt: &AttemptRef,
         orders: Orders,
-        mut slot: Slot,
+        slot: &mut Slot,
         span: &Span,
-    ) -> Slot {
+    ) {
         let run = Run {
             job_id: &attempt.job_id,
             attempt: assignment.number,
@@ -92,7 +93,7 @@ impl Bench {
         let prepared = if slot.is_clean { Ok(()) } else { scratch::empty(&slot.scratch).await };
         slot.is_clean = false;
         let verdict = match prepared {
-            Ok(()) => self.supervised(&assignment, &attempt, orders, &mut slot, &written).await,
+            Ok(()) => self.supervised(assignment, attempt, orders, slot, &written).await,
             Err(error) => Verdict { said: Some(Err(error.into())), why: None },
         };
         slot.reset().await;
@@ -108,7 +109,7 @@ impl Bench {
         }
         let end = conclude(verdict, std::mem::take(&mut *written.lock()));
         let (mut outcome, mut failure_kind) = described(&end);
-        if !self.ledger.end(&attempt, end) {
+        if !self.ledger.end(attempt, end) {
             (outcome, failure_kind) = ("fenced", None);
         }
         span.set("guildhall.outcome", outcome);
@@ -124,7 +125,6 @@ impl Bench {
         }
         let ended = Ended { outcome, failure_kind: failure_kind.as_deref(), took: started.elapsed() };
         self.hooks.each(|hooks| hooks.after_task(&run, &ended));
-        slot
     }
 
     async fn supervised(

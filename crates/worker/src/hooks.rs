@@ -2,10 +2,14 @@
 //! Hooks watch; they cannot change what happens, and they must not block, since attempts wait for them.
 
 use std::{
+    collections::HashMap,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::Duration,
 };
+
+use metrics::Histogram;
+use parking_lot::Mutex;
 
 use crate::{Profile, failure::kind};
 
@@ -57,18 +61,46 @@ impl AllHooks {
 }
 
 /// Records `guildhall_task_duration_seconds{queue,task,outcome}` and `guildhall_task_failures_total{queue,task,kind}`.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Metrics;
+#[derive(Debug, Clone, Default)]
+pub struct Metrics {
+    /// Of each task the queues and outcomes that were seen: finding a histogram by its labels costs more than recording.
+    durations: Arc<Mutex<HashMap<String, Vec<Seen>>>>,
+}
+
+#[derive(Debug)]
+struct Seen {
+    queue: String,
+    outcome: &'static str,
+    duration: Histogram,
+}
+
+impl Metrics {
+    fn record(&self, run: &Run<'_>, ended: &Ended<'_>) {
+        let took = ended.took.as_secs_f64();
+        let mut durations = self.durations.lock();
+        let seen = durations
+            .get(run.task)
+            .and_then(|seen| seen.iter().find(|seen| seen.outcome == ended.outcome && seen.queue == run.queue));
+        if let Some(seen) = seen {
+            return seen.duration.record(took);
+        }
+        let labels =
+            [("queue", run.queue.to_owned()), ("task", run.task.to_owned()), ("outcome", ended.outcome.to_owned())];
+        let duration = metrics::histogram!("guildhall_task_duration_seconds", &labels);
+        duration.record(took);
+        let seen = Seen { queue: run.queue.to_owned(), outcome: ended.outcome, duration };
+        durations.entry(run.task.to_owned()).or_default().push(seen);
+    }
+}
 
 impl Hooks for Metrics {
     fn after_task(&self, run: &Run<'_>, ended: &Ended<'_>) {
-        let (queue, task) = (|| ("queue", run.queue.to_owned()), || ("task", run.task.to_owned()));
-        let with_outcome = [queue(), task(), ("outcome", ended.outcome.to_owned())];
-        metrics::histogram!("guildhall_task_duration_seconds", &with_outcome).record(ended.took.as_secs_f64());
+        self.record(run, ended);
         if let Some(failure_kind) = ended.failure_kind {
             // A task's own kind may come from its input, and must not become a label.
             let known = kind::SHARED.iter().find(|known| **known == failure_kind).map_or("own", |known| known);
-            let with_kind = [queue(), task(), ("kind", (*known).to_owned())];
+            let with_kind =
+                [("queue", run.queue.to_owned()), ("task", run.task.to_owned()), ("kind", (*known).to_owned())];
             metrics::counter!("guildhall_task_failures_total", &with_kind).increment(1);
         }
     }

@@ -24,10 +24,7 @@ pub(crate) struct Scratch {
 impl Scratch {
     /// Takes `folder`, which is made when it is not there, and removes what an earlier worker left in it.
     pub(crate) fn take(folder: &Path) -> Result<Self, Fail> {
-        let broken = |error: io::Error| {
-            let message = format!("The worker's scratch folder {} cannot be used: {error}.", folder.display());
-            Fail::invalid("worker.scratch", message)
-        };
+        let broken = |error: io::Error| broken(folder, &error);
         private_dir(folder).map_err(broken)?;
         let lock = File::create(folder.join(LOCK)).map_err(broken)?;
         match lock.try_lock() {
@@ -47,9 +44,11 @@ impl Scratch {
         Ok(Self { folder: folder.to_owned(), _lock: lock })
     }
 
-    /// The folder of one slot; it is made by [`empty`].
-    pub(crate) fn slot(&self, index: u32) -> PathBuf {
-        self.folder.join(format!("{SLOT}{index}"))
+    /// The folder of one slot, made anew.
+    pub(crate) fn slot(&self, index: u32) -> Result<PathBuf, Fail> {
+        let slot = self.folder.join(format!("{SLOT}{index}"));
+        private_dir(&slot).map_err(|error| broken(&self.folder, &error))?;
+        Ok(slot)
     }
 }
 
@@ -70,6 +69,11 @@ pub(crate) async fn empty(path: &Path) -> io::Result<()> {
     emptied.await.unwrap_or_else(|panic| Err(io::Error::other(panic)))
 }
 
+fn broken(folder: &Path, error: &io::Error) -> Fail {
+    let message = format!("The worker's scratch folder {} cannot be used: {error}.", folder.display());
+    Fail::invalid("worker.scratch", message)
+}
+
 fn private_dir(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
@@ -82,11 +86,13 @@ mod tests {
     fn leftovers_of_a_killed_worker_are_gone_and_a_second_worker_is_kept_out() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let first = Scratch::take(folder.path()).expect("it is free");
-        fs::create_dir(first.slot(0)).expect("a folder");
-        fs::write(first.slot(0).join("half.glb"), "half").expect("a file");
+        let file = first.slot(0).expect("a folder").join("half.glb");
+        fs::write(&file, "half").expect("a file");
         assert_eq!(Scratch::take(folder.path()).expect_err("it is held").code(), "worker.scratch_in_use");
         drop(first);
         let second = Scratch::take(folder.path()).expect("it is free again");
-        assert!(!second.slot(0).exists());
+        let slot = second.slot(0).expect("a folder");
+        assert!(slot.is_dir());
+        assert!(!file.exists());
     }
 }

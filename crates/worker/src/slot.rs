@@ -45,7 +45,8 @@ pub(crate) struct Slot {
     pub(crate) is_clean: bool,
     launcher: Launcher,
     bytes_max: u64,
-    child: Option<Child>,
+    /// Boxed, since most slots have none, and every attempt carries its slot along.
+    child: Option<Box<Child>>,
     /// An attempt was given to the child, and no end of it was read.
     is_busy: bool,
 }
@@ -64,8 +65,9 @@ struct Child {
 struct Gone;
 
 impl Slot {
+    /// `scratch` is there and empty.
     pub(crate) fn new(scratch: PathBuf, launcher: Launcher, bytes_max: u64) -> Self {
-        Self { scratch, is_clean: false, launcher, bytes_max, child: None, is_busy: false }
+        Self { scratch, is_clean: true, launcher, bytes_max, child: None, is_busy: false }
     }
 
     /// Runs a task in the slot's child. When this is dropped before its end, [`reset`](Self::reset) must follow.
@@ -75,11 +77,11 @@ impl Slot {
         host: &dyn Host,
         stop: &CancellationToken,
     ) -> Result<Ending, Failure> {
-        if self.child.as_mut().is_some_and(Child::is_dead) {
+        if self.child.as_mut().is_some_and(|child| child.is_dead()) {
             self.child = None;
         }
         if self.child.is_none() {
-            self.child = Some(Child::start(&self.launcher, self.bytes_max).await?);
+            self.child = Some(Box::new(Child::start(&self.launcher, self.bytes_max).await?));
         }
         let Some(child) = self.child.as_mut() else { return Err(Failure::internal("a slot lost its child")) };
         self.is_busy = true;

@@ -234,11 +234,13 @@ impl Stream {
             return;
         };
         let (bench, freed) = (self.bench.clone(), self.freed.0.clone());
-        self.tasks.detach("worker.attempt", async move {
+        // Boxed, as a task's wrappers have room for it twice each.
+        let attempt = Box::pin(async move {
             let slot = bench.attempt(assignment, orders, slot).await;
             // Nobody takes it once the worker has ended.
             drop(freed.send(slot).await);
         });
+        self.tasks.detach("worker.attempt", attempt);
     }
 
     fn stop(&self, stop: StopAttempt) {

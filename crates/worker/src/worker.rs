@@ -76,6 +76,7 @@ impl Worker {
         let (sender, is_connected) = watch::channel(false);
         let hooks = AllHooks(setup.hooks.into());
         let bytes_max = settings.worker_slot_bytes_max.0;
+        let free = (0..slots).map(|index| Ok(Slot::new(scratch.slot(index)?, launcher.clone(), bytes_max)));
         let stream = Stream {
             bench: Arc::new(Bench {
                 registry: setup.registry,
@@ -93,7 +94,7 @@ impl Worker {
             draining: draining.clone(),
             give_up: give_up.clone(),
             is_connected: sender,
-            free: (0..slots).map(|index| Slot::new(scratch.slot(index), launcher.clone(), bytes_max)).collect(),
+            free: free.collect::<Result<_, Fail>>()?,
             freed: mpsc::channel(slots as usize),
             heartbeats: Heartbeats::default(),
         };

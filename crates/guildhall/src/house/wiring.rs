@@ -106,7 +106,7 @@ pub(super) fn worker(ground: &Ground<'_>, services: &Services) -> Result<worker:
         scratch_dir: ground.data_dir.folder("scratch")?,
         slot_command: slot_command(),
         clock: ground.clock.clone(),
-        hooks: vec![Arc::new(worker::Metrics)],
+        hooks: vec![Arc::new(worker::Metrics::default())],
     })
 }
 
