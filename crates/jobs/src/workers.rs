@@ -4,7 +4,6 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
-use futures::future::{join_all, try_join_all};
 use kit::{Fail, Kind, clock, crash_point, grpc::Call};
 use proto::{
     jobs::{ListWorkersRequest, ListWorkersResponse, workers_server as list_server},
@@ -243,8 +242,8 @@ async fn hear(core: &Core, seat: &Seat, heartbeat: Heartbeat) -> Result<(), Fail
         seat.send(to_worker::Message::Stop(Stop { items })).await;
     }
     seat.send(to_worker::Message::Renewed(Renewed { sequence: heartbeat.sequence })).await;
-    try_join_all(lost.into_iter().map(|outcome| core.engine.finish(outcome, false))).await?;
-    Ok(())
+    let ended = core.engine.finish(&lost, |_| false).await;
+    ended.into_iter().try_for_each(|verdict| verdict.map(drop))
 }
 
 /// What becomes of an attempt that its worker does not name. One that it has read and dropped has failed. One of an earlier
@@ -276,7 +275,7 @@ async fn write_reports(core: Arc<Core>, seat: Arc<Seat>, mut waiting: mpsc::Rece
         if !told.is_empty() {
             crash_point("result-not-finished");
         }
-        let ended = join_all(told.iter().map(|outcome| end(&core, &seat, outcome))).await;
+        let ended = end(&core, &seat, &mut told).await;
         let mut receipt = Receipt::default();
         let mut unwritten = None;
         for (outcome, verdict) in told.into_iter().zip(ended) {
@@ -325,11 +324,49 @@ fn notes(core: &Core, report: &Report) -> Vec<Note> {
     logs.chain(progress).collect()
 }
 
-/// Ends one attempt as its worker tells it; whether it was accepted.
-async fn end(core: &Core, seat: &Seat, told: &ToldOutcome) -> Result<bool, Fail> {
-    let Ok((job, token)) = attempts::parse(told.attempt.as_ref()) else { return Ok(false) };
+/// Ends attempts as their worker tells it, and takes the ends out of what it told; of each, whether it was accepted.
+async fn end(core: &Core, seat: &Seat, told: &mut [ToldOutcome]) -> Vec<Result<bool, Fail>> {
+    let (mut places, mut outcomes) = (Vec::with_capacity(told.len()), Vec::with_capacity(told.len()));
+    for (place, told) in told.iter_mut().enumerate() {
+        if let Ok((job, token)) = attempts::parse(told.attempt.as_ref()) {
+            places.push(place);
+            outcomes.push(Outcome { job, token, end: end_of(told.end.take()) });
+        }
+    }
+    let entangled: HashSet<(Uuid, i64)> = outcomes
+        .iter()
+        .map(|outcome| (outcome.job, outcome.token))
+        .filter(|attempt| seat.ends_entangled(*attempt))
+        .collect();
+    let is_entangled = |outcome: &Outcome| entangled.contains(&(outcome.job, outcome.token));
+    let mut ended = core.engine.finish(&outcomes, is_entangled).await;
+
+    let (mut failed, mut failures) = (Vec::new(), Vec::new());
+    for (at, verdict) in ended.iter().enumerate() {
+        // What it says cannot be (a file it did not write) or cannot be kept: it fails instead of being told for ever.
+        if let Err(fail) = verdict
+            && !matches!(fail.kind(), Kind::Unavailable | Kind::Limited | Kind::Timeout)
+        {
+            let end = End::Failed(Fault::new("internal", fail.message(), false), None);
+            failed.push(at);
+            failures.push(Outcome { end, ..outcomes[at] });
+        }
+    }
+    for (at, verdict) in failed.into_iter().zip(core.engine.finish(&failures, is_entangled).await) {
+        ended[at] = verdict;
+    }
+    // What names no attempt is none that counts.
+    let mut verdicts: Vec<Result<bool, Fail>> = told.iter().map(|_| Ok(false)).collect();
+    for (place, verdict) in places.into_iter().zip(ended) {
+        verdicts[place] = verdict;
+    }
+    verdicts
+}
+
+/// An end as a worker tells it.
+fn end_of(told: Option<outcome::End>) -> End {
     let internal = |message: &str| End::Failed(Fault::new("internal", message, false), None);
-    let end = match &told.end {
+    match told {
         None => internal("The worker told no outcome."),
         Some(outcome::End::Succeeded(done)) if done.result_json.len() > RESULT_BYTES_MAX => {
             internal("The result is larger than 256 KiB; large output belongs into a file.")
@@ -339,9 +376,7 @@ async fn end(core: &Core, seat: &Seat, told: &ToldOutcome) -> Result<bool, Fail>
         {
             internal("The result is not JSON.")
         }
-        Some(outcome::End::Succeeded(done)) => {
-            End::Succeeded { result: done.result_json.clone(), files: done.files.clone() }
-        }
+        Some(outcome::End::Succeeded(done)) => End::Succeeded { result: done.result_json.into(), files: done.files },
         Some(outcome::End::Failed(failed)) => {
             let fault = Fault {
                 kind: cut(&failed.kind, NAME_BYTES_MAX),
@@ -358,15 +393,6 @@ async fn end(core: &Core, seat: &Seat, told: &ToldOutcome) -> Result<bool, Fail>
             Err(_) => internal("The worker suspended the job for no batch."),
         },
         Some(outcome::End::Interrupted(_)) => End::Interrupted,
-    };
-    let is_entangled = seat.ends_entangled((job, token));
-    match core.engine.finish(Outcome { job, token, end }, is_entangled).await {
-        // What it says cannot be (a file it did not write) or cannot be kept: it fails instead of being told for ever.
-        Err(fail) if !matches!(fail.kind(), Kind::Unavailable | Kind::Limited | Kind::Timeout) => {
-            let end = End::Failed(Fault::new("internal", fail.message(), false), None);
-            core.engine.finish(Outcome { job, token, end }, is_entangled).await
-        }
-        verdict => verdict,
     }
 }
 

@@ -17,7 +17,7 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use kit::Fail;
-use sqlx::{PgConnection, PgPool, Postgres, Transaction};
+use sqlx::{PgConnection, Postgres, Transaction};
 use uuid::Uuid;
 
 use self::{
@@ -90,8 +90,8 @@ impl Known {
 ///
 /// # Errors
 /// As the database.
-pub(super) async fn beside(pool: &PgPool) -> Result<Transaction<'static, Postgres>, Fail> {
-    straight::begin_beside(pool, LOCK).await
+pub(super) async fn beside(conn: &mut PgConnection) -> Result<Transaction<'_, Postgres>, Fail> {
+    straight::begin_beside(conn, LOCK).await
 }
 
 /// Claims, or changes limits, alone, for the rest of the transaction.

@@ -14,7 +14,7 @@ use std::{
 use chrono::{DateTime, Utc};
 use kit::{Fail, crash_point, outbox, tasks::Tasks, telemetry::span::Shared};
 use proto::worker::{Assign, Assignment, AttemptRef, ToWorker, to_worker};
-use sqlx::PgConnection;
+use sqlx::{Connection as _, PgConnection};
 use std::sync::Mutex as SyncMutex;
 use tokio::sync::{Mutex, mpsc};
 use tonic::Status;
@@ -330,14 +330,15 @@ async fn claim(ground: &Ground, seat: &Seat, free: u32) -> Result<Claimed, Fail>
     let shared = Shared::begin();
     let mut admitted = None;
     let is_limited = ground.limits.is_limited();
+    let mut held = ground.kept.take(&ground.pool).await?;
     let mut transaction = if is_limited {
-        let mut transaction = ground.pool.begin().await?;
+        let mut transaction = held.connection.begin().await?;
         admission::alone(&mut transaction).await?;
         let now = ground.clock.now();
         admitted = Some(admission::admit(&mut transaction, &seat.tasks, &seat.queues, free, now).await?);
         transaction
     } else {
-        admission::beside(&ground.pool).await?
+        admission::beside(&mut held.connection).await?
     };
     let now = ground.clock.now();
     let seen = ground.limits.seen();
@@ -360,6 +361,7 @@ async fn claim(ground: &Ground, seat: &Seat, free: u32) -> Result<Claimed, Fail>
     let is_more = is_full || is_changed || (is_limited && !claims.is_empty());
     let next_look = if is_more { Duration::ZERO } else { token_in.map_or(LOOK_EVERY, |time| time.min(LOOK_EVERY)) };
     if claims.is_empty() {
+        transaction.rollback().await?;
         return Ok(Claimed { jobs: claims, next_look });
     }
     if let Some(admitted) = admitted {
@@ -400,6 +402,7 @@ async fn claim(ground: &Ground, seat: &Seat, free: u32) -> Result<Claimed, Fail>
     let freed: Vec<Holding> = claims.iter().filter_map(Claim::lets_go_of).collect();
     unique::let_go(&mut transaction, &freed, now).await?;
     transaction.commit().await?;
+    ground.kept.keep(held, &ground.pool);
     shared.end("jobs.claim", claims.iter().map(|claim| claim.traceparent.as_deref()));
     ground.after(&Aftermath { streams, ..Aftermath::default() });
     Ok(Claimed { jobs: claims, next_look })
@@ -418,10 +421,10 @@ async fn start_jobs(
     let claims = sqlx::query_as!(
         Claim,
         r#"with first as (
-           select next.id
+           select next.place
            from jobs.queue
            cross join lateral (
-             select id, rank
+             select ctid as place, rank
              from jobs.job
              where state = 'queued' and lane is null and job.queue = queue.name and task = any($1)
                -- What is over and not swept yet does not start.
@@ -436,7 +439,7 @@ async fn start_jobs(
            order by next.rank
            limit $3
          ), chosen as (
-           select id
+           select ctid as place
            from jobs.job
            where id = any($7) and state = 'queued'
              and not exists (select from jobs.queue where queue.name = job.queue and paused_at is not null)
@@ -447,8 +450,9 @@ async fn start_jobs(
          set state = 'running', attempt = attempt + 1, token = nextval('jobs.attempt_token'), worker_id = $4,
            attempt_started_at = $5, started_at = coalesce(started_at, $5), since = $5, progress_percent = null,
            progress_stage = null, progress_message = null, events = events + 1, started_event = events + 1
-         from (select id from first union all select id from chosen) as candidate
-         where job.id = candidate.id
+         -- By where they stand, which nobody changes who does not hold their locks.
+         from (select place from first union all select place from chosen) as candidate
+         where job.ctid = candidate.place
            and exists (
              select from jobs.worker where worker.id = $4 and worker.stream = $6 and worker.expires_at >= $5
            )

@@ -2,7 +2,10 @@
 //! finalize, and the end of the finalize ends the batch and sets its parent free. All under the lock of the batch's row,
 //! so it happens exactly once, whatever happens to the children.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use chrono::{DateTime, Utc};
 use kit::{Fail, crash_point, outbox};
@@ -44,7 +47,7 @@ pub(crate) struct Finalized {
     /// Ends the batch only if this is the finalize that the batch names.
     pub(crate) id: Uuid,
     pub(crate) state: State,
-    pub(crate) result: Option<String>,
+    pub(crate) result: Option<Arc<str>>,
     pub(crate) error: Option<Fault>,
 }
 
@@ -186,7 +189,7 @@ async fn free_parents(conn: &mut PgConnection, over: &[Over], batches: &[BatchRo
                 && matches!(row.state.as_str(), "suspended" | "cancelling")
         });
         let Some(row) = parents.remove(parent).filter(|_| is_waiting) else { continue };
-        let counts = batches.iter().find(|row| row.id == *batch).map(BatchRow::to_event);
+        let counts = batches.iter().find(|row| row.id == *batch).map(|row| row.to_event().into());
         let result = finalized.as_ref().map_or(counts, |finalized| finalized.result.clone());
         let step = match (finalized, unmet) {
             _ if *is_cancelled || row.state == "cancelling" => Step { result, ..Step::stopped(row) },

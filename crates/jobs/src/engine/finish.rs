@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -46,7 +47,8 @@ impl Fault {
 #[derive(Debug, Clone)]
 pub(crate) enum End {
     Succeeded {
-        result: String,
+        /// JSON. Shared, as a group's outcomes are kept until the group is written.
+        result: Arc<str>,
         files: Vec<WrittenFile>,
     },
     /// It failed; the delay that the task asks for before the next attempt.
@@ -58,9 +60,7 @@ pub(crate) enum End {
     /// It obeyed a stop.
     Stopped,
     /// It waits for its child batch.
-    Suspended {
-        batch: Uuid,
-    },
+    Suspended { batch: Uuid },
     /// It was given back unharmed, which does not count as an attempt.
     Interrupted,
     /// Its worker's lease is over. Counts only if that is still so when it is written.
@@ -87,8 +87,11 @@ pub(crate) struct Outcome {
 /// As the database; nothing is done then.
 pub(crate) async fn finish(ground: &Ground, outcomes: Vec<Outcome>) -> Result<Vec<bool>, Fail> {
     let shared = Shared::begin();
-    let transaction = straight::begin(&ground.pool).await?;
-    finish_in(ground, transaction, shared, outcomes).await
+    let mut held = ground.kept.take(&ground.pool).await?;
+    let transaction = straight::begin(&mut held.connection).await?;
+    let accepted = finish_in(ground, transaction, shared, outcomes).await?;
+    ground.kept.keep(held, &ground.pool);
+    Ok(accepted)
 }
 
 /// Ends attempts that the leader has found to be over.
@@ -103,7 +106,7 @@ pub(super) async fn finish_led(ground: &Ground, lead: Lead, outcomes: Vec<Outcom
 
 async fn finish_in(
     ground: &Ground,
-    mut transaction: Transaction<'static, Postgres>,
+    mut transaction: Transaction<'_, Postgres>,
     shared: Shared,
     outcomes: Vec<Outcome>,
 ) -> Result<Vec<bool>, Fail> {

@@ -31,7 +31,8 @@ pub(super) const fn may_be(outcome: &Outcome) -> bool {
 /// As the database; nothing is done then.
 pub(super) async fn finish(ground: &Ground, outcomes: Vec<Outcome>) -> Result<Vec<bool>, Fail> {
     let shared = Shared::begin();
-    let mut transaction = straight::begin(&ground.pool).await?;
+    let mut held = ground.kept.take(&ground.pool).await?;
+    let mut transaction = straight::begin(&mut held.connection).await?;
     let now = ground.clock.now();
     let mut finals: Vec<Final<'_>> = outcomes.iter().filter_map(success).collect();
     finals.sort_by_key(|end| end.id);
@@ -56,6 +57,7 @@ pub(super) async fn finish(ground: &Ground, outcomes: Vec<Outcome>) -> Result<Ve
     outbox::write(&mut transaction, SCHEMA, &word, &ground.clock, None).await?;
     let streams = telling.append(&mut transaction, now).await?;
     transaction.commit().await?;
+    ground.kept.keep(held, &ground.pool);
     shared.end("jobs.finish", moved.iter().map(|job| job.traceparent.as_deref()));
     // In a lane, what ends makes room for another, wherever there is a slot for that.
     let has_work = moved.iter().any(|job| job.lane.is_some());

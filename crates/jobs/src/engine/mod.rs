@@ -90,6 +90,8 @@ pub(crate) struct Ground {
     leader: leader::Leader,
     /// None for the only replica.
     wakes: Option<wakes::Wakes>,
+    /// Connections of claims and ends.
+    kept: straight::Kept,
     /// Something may be claimed.
     work: Notify,
     /// Something is to be stopped.
@@ -168,6 +170,7 @@ impl Engine {
             wakes: wakes::Wakes::new((!owns_all_workers).then_some(replica)),
             leader: leader::Leader::new(replica, lead),
             clock,
+            kept: straight::Kept::default(),
             work: Notify::new(),
             cancels: Notify::new(),
             bites: Notify::new(),
@@ -218,17 +221,34 @@ impl Engine {
         self.ground.lanes.notify_one();
     }
 
-    /// Ends an attempt, after what it has said; whether its fencing token was still the one that counts. Durable when
-    /// answered. `is_entangled` says that its end concerns others than its job, which spares a look.
-    ///
-    /// # Errors
-    /// As the database, or `jobs.busy`.
-    pub(crate) async fn finish(&self, outcome: Outcome, is_entangled: bool) -> Result<bool, Fail> {
-        self.notebook.settle((outcome.job, outcome.token)).await;
-        if !is_entangled && lone::may_be(&outcome) && self.lone.write(outcome.clone()).await? {
-            return Ok(true);
+    /// Ends attempts, after what they have said; of each, whether its fencing token was still the one that counts, or why that
+    /// is not known: as the database, or `jobs.busy`. Durable when answered. `is_entangled` of an outcome says that its end
+    /// concerns others than its job, which spares a look.
+    pub(crate) async fn finish(
+        &self,
+        outcomes: &[Outcome],
+        is_entangled: impl Fn(&Outcome) -> bool,
+    ) -> Vec<Result<bool, Fail>> {
+        self.notebook.settle(outcomes.iter().map(|outcome| (outcome.job, outcome.token))).await;
+        // All are handed in before the first is answered: so they come into few groups.
+        let hand_in = |outcome: &Outcome| {
+            let is_lone = lone::may_be(outcome) && !is_entangled(outcome);
+            (is_lone, if is_lone { &self.lone } else { &self.finisher }.hand_in(outcome.clone()))
+        };
+        let mut ended = Vec::with_capacity(outcomes.len());
+        let mut left = Vec::new();
+        for (is_lone, answer) in outcomes.iter().map(hand_in).collect::<Vec<_>>() {
+            let answer = answer.await;
+            if is_lone && matches!(answer, Ok(false)) {
+                left.push(ended.len());
+            }
+            ended.push(answer);
         }
-        self.finisher.write(outcome).await
+        let left = left.into_iter().map(|place| (place, self.finisher.hand_in(outcomes[place].clone())));
+        for (place, answer) in left.collect::<Vec<_>>() {
+            ended[place] = answer.await;
+        }
+        ended
     }
 
     /// Takes progress or a log line of an attempt down, to be written within a moment, and before its outcome. A fenced

@@ -63,8 +63,12 @@ pub(super) async fn into_history(
                or job.token = final.lone and job.worker_id is not null and job.started_event is not null
                  and job.batch_id is null and job.child_batch_id is null and job.unique_key is null
                  and not job.has_dependents
-                 and not exists (
-                   select from jobs.file where file.job_id = job.id and file.token = job.token and file.state = 'writing'
+                 and (
+                   -- Seen once for all of them, where nobody writes any.
+                   (select not exists (select from jobs.file where job_id is not null and state = 'writing'))
+                   or not exists (
+                     select from jobs.file where file.job_id = job.id and file.token = job.token and file.state = 'writing'
+                   )
                  )
              )
            returning job.*, final.state as end_state, final.result, final.kind, final.message, final.retryable, final.stays

@@ -6,7 +6,10 @@
 //! (`unique.rs`). Before all of them come dependencies (`dependencies.rs`), where somebody holds those. A parent is as good as held by whoever holds a job of its child batch,
 //! so a batch that is over may go on to its parent's batch.
 
-use std::collections::{BTreeMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
 
 use chrono::{DateTime, Utc};
 use kit::{Fail, outbox};
@@ -87,7 +90,7 @@ pub(crate) struct Step {
     pub(crate) row: Row,
     pub(crate) next: State,
     pub(crate) error: Option<Fault>,
-    pub(crate) result: Option<String>,
+    pub(crate) result: Option<Arc<str>>,
     /// When it may run again.
     pub(crate) run_at: Option<DateTime<Utc>>,
     /// How the running attempt ended, when one ends here.

@@ -206,9 +206,9 @@ async fn leases(ground: &Ground, lead: Lead) -> Result<(), Fail> {
     }
     let lost = sqlx::query!(
         "select job.id, job.token
-         from jobs.job
-         left join jobs.worker on worker.id = job.worker_id
-         where job.worker_id is not null and (worker.id is null or worker.expires_at < $1)
+         from jobs.worker
+         join jobs.job on job.worker_id = worker.id
+         where worker.expires_at < $1
          limit $2",
         now,
         ROWS_MAX,
@@ -218,7 +218,7 @@ async fn leases(ground: &Ground, lead: Lead) -> Result<(), Fail> {
     let lost = lost.into_iter().map(|job| Outcome { job: job.id, token: job.token, end: End::LeaseOver });
     end_all(ground, lead, lost.collect()).await?;
     let mut transaction = lead.begin(&ground.pool).await?;
-    // A job that is claimed for one of these meanwhile is found above without its worker.
+    // A job that is claimed for one of these meanwhile is found below without its worker.
     sqlx::query!(
         "delete from jobs.worker
          where expires_at < $1 and not exists (select from jobs.job where worker_id = worker.id)",
@@ -227,12 +227,14 @@ async fn leases(ground: &Ground, lead: Lead) -> Result<(), Fail> {
     .execute(&mut *transaction)
     .await?;
     transaction.commit().await?;
-    let overdue = sqlx::query!(
-        "select id, token, attempt_timeout_s
-         from jobs.job
-         where worker_id is not null
-           and attempt_started_at + make_interval(secs => attempt_timeout_s + $2 + $3) < $1
-         limit $4",
+    // Every attempt at work is looked at, and that only once.
+    let over = sqlx::query!(
+        r#"select job.id, token, attempt_timeout_s, worker.id is null as "is_lost!"
+           from jobs.job
+           left join jobs.worker on worker.id = job.worker_id
+           where worker_id is not null
+             and (worker.id is null or attempt_started_at + make_interval(secs => attempt_timeout_s + $2 + $3) < $1)
+           limit $4"#,
         now,
         ground.settings.cancel_grace_s,
         TIMEOUT_SLACK_S,
@@ -240,11 +242,12 @@ async fn leases(ground: &Ground, lead: Lead) -> Result<(), Fail> {
     )
     .fetch_all(&ground.pool)
     .await?;
-    let overdue = overdue.into_iter().map(|job| {
-        let fault = Fault::new("timeout", format!("The attempt ran longer than {} s.", job.attempt_timeout_s), true);
-        Outcome { job: job.id, token: job.token, end: End::Failed(fault, None) }
+    let over = over.into_iter().map(|job| {
+        let message = || format!("The attempt ran longer than {} s.", job.attempt_timeout_s);
+        let end = if job.is_lost { End::LeaseOver } else { End::Failed(Fault::new("timeout", message(), true), None) };
+        Outcome { job: job.id, token: job.token, end }
     });
-    end_all(ground, lead, overdue.collect()).await
+    end_all(ground, lead, over.collect()).await
 }
 
 /// Ends attempts together; where that fails each alone, so that one that cannot be ended holds up no other.
