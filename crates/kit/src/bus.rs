@@ -115,12 +115,16 @@ impl Bus {
         Ok(Self(Kind::RabbitMq(rabbitmq::RabbitMq::start(url, consumers, tasks)?)))
     }
 
-    /// RabbitMQ where there is a URL, and otherwise within the process.
+    /// RabbitMQ where there is a URL, and otherwise within the process, in which `consumers` are going to listen: what one of
+    /// them wants waits until it does.
     ///
     /// # Errors
     /// As [`rabbitmq`](Self::rabbitmq).
     pub fn open(url: Option<&Secret>, consumers: &[Consumer], tasks: &Tasks) -> Result<Self, Fail> {
-        url.map_or_else(|| Ok(Self::in_process()), |url| Self::rabbitmq(url, consumers, tasks))
+        match url {
+            Some(url) => Self::rabbitmq(url, consumers, tasks),
+            None => Ok(Self(Kind::Local(Arc::new(local::Local::awaiting(consumers))))),
+        }
     }
 
     /// One way in. A relay has one of its own, since a publisher waits for what it sent.

@@ -14,7 +14,7 @@ use std::{
 use chrono::{DateTime, Utc};
 use kit::{Fail, crash_point, outbox, tasks::Tasks, telemetry::span::Shared};
 use proto::worker::{Assign, Assignment, AttemptRef, ToWorker, to_worker};
-use sqlx::{Connection as _, PgConnection};
+use sqlx::PgConnection;
 use std::sync::Mutex as SyncMutex;
 use tokio::sync::{Mutex, mpsc};
 use tonic::Status;
@@ -27,12 +27,16 @@ use super::{
     group::Group,
     states::State,
     steps::Aftermath,
+    straight,
     unique::{self, Holding},
 };
 use crate::{SCHEMA, submissions::ARGS_BYTES_MAX};
 
 /// Without a wake-up, look this often: another replica may have taken jobs in, and its word been lost.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How long a claim may take, which is one of milliseconds: while it is under way no heartbeat of its worker is heard. A
+/// Postgres that has vanished without closing anything never answers.
+const CLAIM_WITHIN: Duration = Duration::from_secs(30);
 /// Jobs that one claim takes at most.
 const CLAIM_MAX: u32 = 500;
 /// Bytes of arguments in one message to a worker: with what surrounds them, below the 4 MiB that gRPC takes in unless a
@@ -187,6 +191,7 @@ pub(super) fn start(ground: &Arc<Ground>, finisher: &Group<Outcome, bool>, tasks
         async move {
             while !stopping.is_cancelled() {
                 let mut next_look = LOOK_EVERY;
+                ground.kept.let_go();
                 for seat in ground.seats.all() {
                     next_look = next_look.min(serve(&ground, &finisher, &seat).await?);
                 }
@@ -212,7 +217,8 @@ async fn serve(ground: &Ground, finisher: &Group<Outcome, bool>, seat: &Seat) ->
     // A worker that does not read is given nothing: what it cannot be told it must not hold.
     let Ok(rooms) = seat.out.try_reserve_many(messages_max(free)) else { return Ok(LOOK_EVERY) };
     let mut assigned = seat.assigned.lock().await;
-    let Claimed { jobs: claims, next_look } = claim(ground, seat, free).await?;
+    let claim = tokio::time::timeout(CLAIM_WITHIN, claim(ground, seat, free));
+    let Claimed { jobs: claims, next_look } = claim.await.map_err(|_| not_answered())??;
     let count = u32::try_from(claims.len()).unwrap_or(free);
     if count == 0 {
         return Ok(next_look);
@@ -250,6 +256,10 @@ async fn serve(ground: &Ground, finisher: &Group<Outcome, bool>, seat: &Seat) ->
 fn messages_max(jobs: u32) -> usize {
     let bytes = jobs as usize * ARGS_BYTES_MAX;
     bytes.div_ceil(ASSIGN_BYTES_MAX - ARGS_BYTES_MAX).min(jobs as usize)
+}
+
+fn not_answered() -> Fail {
+    Fail::unavailable("database_unavailable", "The database does not answer.")
 }
 
 /// As many assignments as one message takes.
@@ -332,7 +342,7 @@ async fn claim(ground: &Ground, seat: &Seat, free: u32) -> Result<Claimed, Fail>
     let is_limited = ground.limits.is_limited();
     let mut held = ground.kept.take(&ground.pool).await?;
     let mut transaction = if is_limited {
-        let mut transaction = held.connection.begin().await?;
+        let mut transaction = straight::begin(&mut held.connection).await?;
         admission::alone(&mut transaction).await?;
         let now = ground.clock.now();
         admitted = Some(admission::admit(&mut transaction, &seat.tasks, &seat.queues, free, now).await?);
@@ -450,7 +460,8 @@ async fn start_jobs(
          set state = 'running', attempt = attempt + 1, token = nextval('jobs.attempt_token'), worker_id = $4,
            attempt_started_at = $5, started_at = coalesce(started_at, $5), since = $5, progress_percent = null,
            progress_stage = null, progress_message = null, events = events + 1, started_event = events + 1
-         -- By where they stand, which nobody changes who does not hold their locks.
+         -- By where they stand, which nobody changes who does not hold their locks. One that was changed just before it was
+         -- locked stands where this statement does not see it, and waits for the next claim.
          from (select place from first union all select place from chosen) as candidate
          where job.ctid = candidate.place
            and exists (

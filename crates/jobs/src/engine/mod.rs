@@ -37,6 +37,7 @@ mod wakes;
 
 use std::sync::Arc;
 
+use futures::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
 use kit::{
     Clock, Fail,
     audit::{self, Act},
@@ -229,23 +230,31 @@ impl Engine {
         outcomes: &[Outcome],
         is_entangled: impl Fn(&Outcome) -> bool,
     ) -> Vec<Result<bool, Fail>> {
-        self.notebook.settle(outcomes.iter().map(|outcome| (outcome.job, outcome.token))).await;
-        // All are handed in before the first is answered: so they come into few groups.
-        let hand_in = |outcome: &Outcome| {
+        let hand_in = |place: usize| {
+            let outcome = &outcomes[place];
             let is_lone = lone::may_be(outcome) && !is_entangled(outcome);
-            (is_lone, if is_lone { &self.lone } else { &self.finisher }.hand_in(outcome.clone()))
+            (place, is_lone, if is_lone { &self.lone } else { &self.finisher }.hand_in(outcome.clone()))
         };
-        let mut ended = Vec::with_capacity(outcomes.len());
-        let mut left = Vec::new();
-        for (is_lone, answer) in outcomes.iter().map(hand_in).collect::<Vec<_>>() {
-            let answer = answer.await;
-            if is_lone && matches!(answer, Ok(false)) {
-                left.push(ended.len());
+        // All are handed in before the first is answered: so they come into few groups.
+        let (mut handed_in, mut unsettled) = (Vec::with_capacity(outcomes.len()), FuturesUnordered::new());
+        for (place, outcome) in outcomes.iter().enumerate() {
+            match self.notebook.settle((outcome.job, outcome.token)) {
+                None => handed_in.push(hand_in(place)),
+                Some(settled) => unsettled.push(settled.map(move |()| place)),
             }
-            ended.push(answer);
         }
-        let left = left.into_iter().map(|place| (place, self.finisher.hand_in(outcomes[place].clone())));
-        for (place, answer) in left.collect::<Vec<_>>() {
+        while let Some(place) = unsettled.next().await {
+            handed_in.push(hand_in(place));
+        }
+        let mut ended: Vec<Result<bool, Fail>> = outcomes.iter().map(|_| Ok(false)).collect();
+        let mut left = Vec::new();
+        for (place, is_lone, answer) in handed_in {
+            ended[place] = answer.await;
+            if is_lone && matches!(ended[place], Ok(false)) {
+                left.push((place, self.finisher.hand_in(outcomes[place].clone())));
+            }
+        }
+        for (place, answer) in left {
             ended[place] = answer.await;
         }
         ended

@@ -10,11 +10,7 @@ use std::{
     time::Duration,
 };
 
-use futures::{
-    StreamExt as _,
-    future::{BoxFuture, join_all},
-    stream::FuturesUnordered,
-};
+use futures::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use kit::{Fail, Kind, tasks::Tasks};
 use tokio::{sync::Notify, time::Instant};
 use tracing::warn;
@@ -153,19 +149,18 @@ impl Notebook {
         }
     }
 
-    /// Waits until everything that these attempts have said is written, as their outcomes are to come after it.
-    pub(super) async fn settle(&self, attempts: impl Iterator<Item = Attempt>) {
-        let written: Vec<_> = {
-            let mut pages = self.lock();
-            let open = attempts.filter_map(|attempt| Some((attempt, pages.remove(&attempt)?)));
-            // Also an empty page: it is answered when those before it are written.
-            open.map(|(attempt, open)| self.hand_in(attempt, open.page)).collect()
-        };
-        for (attempt, _, written) in join_all(written).await {
-            if let Err(fail) = written {
+    /// What ends once everything that an attempt has said is written, as its outcome is to come after it; none where it has
+    /// said nothing.
+    pub(super) fn settle(&self, attempt: Attempt) -> Option<impl Future<Output = ()> + Send + use<>> {
+        let mut pages = self.lock();
+        // Also an empty page: it is answered when those before it are written.
+        let written = self.hand_in(attempt, pages.remove(&attempt)?.page);
+        drop(pages);
+        Some(async move {
+            if let (_, _, Err(fail)) = written.await {
                 warn!(job.id = %attempt.0, error = %fail, "progress or log lines were not written");
             }
-        }
+        })
     }
 
     async fn run(&self) -> Result<(), Fail> {

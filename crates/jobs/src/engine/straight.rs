@@ -63,6 +63,12 @@ pub(super) struct Held {
     used_at: Instant,
 }
 
+impl Held {
+    fn is_good(&self) -> bool {
+        self.used_at.elapsed() < GOOD_FOR && self.since.elapsed() < KEPT_FOR
+    }
+}
+
 impl Kept {
     /// One of these, or one of the pool's.
     ///
@@ -70,7 +76,7 @@ impl Kept {
     /// As the database.
     pub(super) async fn take(&self, pool: &PgPool) -> Result<Held, Fail> {
         while let Some(held) = self.pop() {
-            if held.used_at.elapsed() < GOOD_FOR && held.since.elapsed() < KEPT_FOR {
+            if held.is_good() {
                 return Ok(held);
             }
         }
@@ -85,6 +91,11 @@ impl Kept {
         if kept.len() < (pool.options().get_max_connections() / KEPT_ONE_IN) as usize {
             kept.push(Held { used_at: Instant::now(), ..held });
         }
+    }
+
+    /// Gives back those that nobody has used for a while.
+    pub(super) fn let_go(&self) {
+        self.0.lock().retain(Held::is_good);
     }
 
     fn pop(&self) -> Option<Held> {

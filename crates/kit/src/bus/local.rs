@@ -9,7 +9,7 @@ use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::{Event, Message, OnParked, Parked, Published, State, unavailable};
+use super::{Consumer, Event, Message, OnParked, Parked, Published, State, unavailable};
 use crate::{
     Fail,
     inbox::{Inbox, Refused, Taken},
@@ -18,11 +18,26 @@ use crate::{
 
 #[derive(Debug)]
 pub(super) struct Local {
-    subscriptions: RwLock<Vec<Arc<Subscription>>>,
+    listeners: RwLock<Listeners>,
+    /// Told when one has come.
+    attached: watch::Sender<()>,
     keeper: watch::Sender<Option<Keeper>>,
     state: watch::Sender<State>,
     /// Set when the first consumer was asked to stop: from then on nothing is taken any more.
     closed: CancellationToken,
+}
+
+#[derive(Debug, Default)]
+struct Listeners {
+    /// Those that are to come: what one of them wants waits for it.
+    awaited: Vec<Consumer>,
+    here: Vec<Arc<Subscription>>,
+}
+
+impl Listeners {
+    fn is_awaited(&self, kind: &str) -> bool {
+        self.awaited.iter().any(|consumer| consumer.wants(kind))
+    }
 }
 
 /// Whoever keeps what is parked.
@@ -42,7 +57,8 @@ struct Subscription {
 impl Default for Local {
     fn default() -> Self {
         Self {
-            subscriptions: RwLock::default(),
+            listeners: RwLock::default(),
+            attached: watch::Sender::new(()),
             keeper: watch::Sender::new(None),
             state: watch::Sender::new(State::Connected),
             closed: CancellationToken::new(),
@@ -51,6 +67,12 @@ impl Default for Local {
 }
 
 impl Local {
+    /// A bus on which these are going to listen.
+    pub(super) fn awaiting(consumers: &[Consumer]) -> Self {
+        let listeners = Listeners { awaited: consumers.to_vec(), here: Vec::new() };
+        Self { listeners: RwLock::new(listeners), ..Self::default() }
+    }
+
     pub(super) fn state(&self) -> watch::Receiver<State> {
         self.state.subscribe()
     }
@@ -66,7 +88,12 @@ impl Local {
             turn: Mutex::default(),
             stopping: tasks.stopping(),
         });
-        self.subscriptions.write().push(Arc::clone(&subscription));
+        {
+            let mut listeners = self.listeners.write();
+            listeners.awaited.retain(|consumer| consumer.name != subscription.inbox.consumer().name);
+            listeners.here.push(Arc::clone(&subscription));
+        }
+        self.attached.send_replace(());
         let (bus, stopping) = (Arc::clone(self), tasks.stopping());
         tasks.detach("bus.close", async move {
             stopping.cancelled().await;
@@ -88,14 +115,15 @@ impl Local {
     /// them any more.
     fn close(&self) {
         self.closed.cancel();
-        self.subscriptions.write().clear();
+        *self.listeners.write() = Listeners::default();
         self.keeper.send_replace(None);
     }
 
     pub(super) fn may_be_taken(&self, kind: &str) -> bool {
-        let all = self.subscriptions.read();
+        let listeners = self.listeners.read();
+        let is_wanted = || listeners.here.iter().any(|subscription| subscription.inbox.consumer().wants(kind));
         // With nobody left it is not known any more, and publishing will say so.
-        self.closed.is_cancelled() || all.iter().any(|subscription| subscription.inbox.consumer().wants(kind))
+        self.closed.is_cancelled() || listeners.is_awaited(kind) || is_wanted()
     }
 
     /// One after the other. A consumer that cannot take an event now holds everything behind it, as a queue would.
@@ -111,15 +139,7 @@ impl Local {
     }
 
     async fn deliver(&self, message: &Message) -> Result<(), Fail> {
-        let wanting: Vec<_> = {
-            let all = self.subscriptions.read();
-            // Looked at under the lock: with nobody left to take it, an event would pass for taken by all.
-            if self.closed.is_cancelled() {
-                return Err(stopped());
-            }
-            all.iter().filter(|subscription| subscription.inbox.consumer().wants(&message.kind)).cloned().collect()
-        };
-        for subscription in wanting {
+        for subscription in self.wanting(&message.kind).await? {
             let mut has_caught_up = subscription.has_caught_up.subscribe();
             tokio::select! {
                 _ = has_caught_up.wait_for(|is| *is) => {}
@@ -135,8 +155,30 @@ impl Local {
         Ok(())
     }
 
+    /// Who wants events of this type, once everybody who is to come and does is here.
+    async fn wanting(&self, kind: &str) -> Result<Vec<Arc<Subscription>>, Fail> {
+        let mut attached = self.attached.subscribe();
+        loop {
+            {
+                let listeners = self.listeners.read();
+                // Looked at under the lock: with nobody left to take it, an event would pass for taken by all.
+                if self.closed.is_cancelled() {
+                    return Err(stopped());
+                }
+                if !listeners.is_awaited(kind) {
+                    let wants = |subscription: &&Arc<Subscription>| subscription.inbox.consumer().wants(kind);
+                    return Ok(listeners.here.iter().filter(wants).cloned().collect());
+                }
+            }
+            tokio::select! {
+                _ = attached.changed() => {}
+                () = self.closed.cancelled() => {}
+            }
+        }
+    }
+
     pub(super) async fn send_to(&self, consumer: &str, event: &Bytes) -> Result<(), Fail> {
-        let found = self.subscriptions.read().iter().find(|s| s.inbox.consumer().name == consumer).cloned();
+        let found = self.listeners.read().here.iter().find(|s| s.inbox.consumer().name == consumer).cloned();
         let subscription = found.ok_or_else(|| unavailable("The consumer is not there."))?;
         let _turn = subscription.turn.lock().await;
         match subscription.inbox.take_once(event, None).await {

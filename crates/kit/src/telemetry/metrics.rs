@@ -110,7 +110,11 @@ pub const METRICS: &[Metric] = &[
         &["role", "state"],
         "Connections of a role's pool to Postgres, `idle` or `used`.",
     ),
-    counter("guildhall_events_published_total", &["type"], "Events that the bus has confirmed."),
+    counter(
+        "guildhall_events_published_total",
+        &["type"],
+        "Events that the bus has confirmed, and those that nobody within the process wants.",
+    ),
     counter(
         "guildhall_events_unroutable_total",
         &["type"],

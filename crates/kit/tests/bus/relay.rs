@@ -10,7 +10,12 @@ use std::{
 };
 
 use chrono::{DateTime, TimeDelta, Utc};
-use kit::{Fail, outbox, tasks::Tasks};
+use kit::{
+    Fail,
+    bus::{Bus, Event, Message},
+    outbox,
+    tasks::Tasks,
+};
 use sqlx::postgres::PgPoolOptions;
 
 use crate::{
@@ -228,6 +233,35 @@ async fn a_row_is_marked_when_all_of_it_has_arrived() {
     house.until_heard(THINGS, 4).await;
     house.until_published().await;
     assert_in_order(&house.heard(THINGS).await, 1, 4);
+    house.close().await;
+}
+
+/// Services tell events before the one that listens has started. It missed nothing that it knows of, and so asks for nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn within_a_process_what_a_consumer_wants_waits_until_it_listens() {
+    let mut house = House::without_relay(Over::InProcess).await;
+    house.hear(THINGS);
+    house.bus = Bus::open(None, &[THINGS], &house.tasks).expect("a bus");
+    let (id, at) = (house.clock.new_id(), house.clock.now());
+    let event = Event {
+        id,
+        kind: DONE.to_owned(),
+        source: "/guildhall/tell".to_owned(),
+        subject: "a".to_owned(),
+        at,
+        traceparent: None,
+        data: event(DONE, "a", 0).data,
+    };
+    let message =
+        Message { id, kind: event.kind.clone(), subject: "a".to_owned(), body: event.to_bytes(), generation: 0 };
+    let messages = [message];
+    let mut publisher = house.bus.publisher();
+    let mut publishing = std::pin::pin!(publisher.publish(&messages));
+    assert!(futures::poll!(&mut publishing).is_pending());
+    house.hear(THINGS);
+    let published = patiently("it is taken", publishing).await;
+    assert_eq!(published.confirmed, [true]);
+    assert_eq!(house.heard(THINGS).await, [("a".to_owned(), 0)]);
     house.close().await;
 }
 
