@@ -68,7 +68,7 @@ pub(super) fn pack(events: &[Event], clock: &Clock, traceparent: Option<&str>) -
         bytes: usize,
     }
     let mut open: Vec<Open<'_>> = Vec::new();
-    // Kept from the second row on: in one alone there is no other order.
+    // Of those that have one behind the first row.
     let mut last_of: HashMap<&str, usize> = HashMap::new();
     for event in events {
         let bytes = bytes_max(event, traceparent);
@@ -83,14 +83,9 @@ pub(super) fn pack(events: &[Event], clock: &Clock, traceparent: Option<&str>) -
                 row.events.push(one);
                 row.bytes += bytes;
             }
-            None => {
-                if let [first] = open.as_slice() {
-                    last_of.extend(first.events.iter().map(|(_, event)| (event.subject.as_str(), 0)));
-                }
-                open.push(Open { events: vec![one], bytes });
-            }
+            None => open.push(Open { events: vec![one], bytes }),
         }
-        if open.len() > 1 {
+        if place > 0 {
             last_of.insert(&event.subject, place);
         }
     }
