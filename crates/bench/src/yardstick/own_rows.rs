@@ -42,7 +42,7 @@ async fn work(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
         let mut transaction = connection.begin().await?;
         let claimed: Vec<Claimed> = sqlx::query_as(
             "with next as (
-               select id from jobs.job
+               select ctid as place from jobs.job
                where state = 'queued' and lane is null and queue = 'default'
                order by rank
                limit $1
@@ -53,7 +53,7 @@ async fn work(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
                attempt_started_at = now(), started_at = now(), since = now(), events = events + 1,
                started_event = events + 1
              from next
-             where job.id = next.id
+             where job.ctid = next.place
              returning job.id, owner_id, task, queue, attempt, args",
         )
         .bind(CLAIM)
