@@ -59,9 +59,15 @@ where
             Fail::unavailable("jobs.busy", "Too much is waiting to be written. Try again shortly.")
                 .retry_after(Duration::from_secs(1))
         });
+        let door = self.0.clone();
         async move {
             handed_in?;
-            answered.await.map_err(|_| Fail::unavailable("jobs.stopping", "The service is stopping."))?
+            tokio::select! {
+                biased;
+                answer = answered => answer.map_err(|_| stopping())?,
+                // What was handed in just as the writer was dropped lies in the channel, and is answered by nobody.
+                () = door.closed() => Err(stopping()),
+            }
         }
     }
 }
@@ -108,6 +114,10 @@ where
         }
     }
     Ok(())
+}
+
+fn stopping() -> Fail {
+    Fail::unavailable("jobs.stopping", "The service is stopping.")
 }
 
 fn not_now() -> Fail {
