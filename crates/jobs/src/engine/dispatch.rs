@@ -24,7 +24,7 @@ use super::{
     Ground, admission,
     events::{self, Telling},
     finish::{End, Outcome},
-    group::Group,
+    group::{self, Group},
     states::State,
     steps::Aftermath,
     straight,
@@ -218,7 +218,7 @@ async fn serve(ground: &Ground, finisher: &Group<Outcome, bool>, seat: &Seat) ->
     let Ok(rooms) = seat.out.try_reserve_many(messages_max(free)) else { return Ok(LOOK_EVERY) };
     let mut assigned = seat.assigned.lock().await;
     let claim = tokio::time::timeout(CLAIM_WITHIN, claim(ground, seat, free));
-    let Claimed { jobs: claims, next_look } = claim.await.map_err(|_| not_answered())??;
+    let Claimed { jobs: claims, next_look } = claim.await.map_err(|_| group::not_now())??;
     let count = u32::try_from(claims.len()).unwrap_or(free);
     if count == 0 {
         return Ok(next_look);
@@ -256,10 +256,6 @@ async fn serve(ground: &Ground, finisher: &Group<Outcome, bool>, seat: &Seat) ->
 fn messages_max(jobs: u32) -> usize {
     let bytes = jobs as usize * ARGS_BYTES_MAX;
     bytes.div_ceil(ASSIGN_BYTES_MAX - ARGS_BYTES_MAX).min(jobs as usize)
-}
-
-fn not_answered() -> Fail {
-    Fail::unavailable("database_unavailable", "The database does not answer.")
 }
 
 /// As many assignments as one message takes.

@@ -120,7 +120,8 @@ fn stopping() -> Fail {
     Fail::unavailable("jobs.stopping", "The service is stopping.")
 }
 
-fn not_now() -> Fail {
+/// What a caller is told whom the database keeps waiting.
+pub(super) fn not_now() -> Fail {
     Fail::unavailable("database_unavailable", "The database is away for the moment.")
         .retry_after(Duration::from_secs(1))
 }
@@ -144,5 +145,15 @@ mod tests {
         assert_eq!(first.expect_err("it was given up").kind(), Kind::Unavailable);
         assert_eq!(second.expect_err("it was in the same group").kind(), Kind::Unavailable);
         assert_eq!(group.write(3).await.expect("an answer"), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_lies_in_the_channel_of_a_writer_that_is_gone_is_answered() {
+        let (sender, mut receiver) = mpsc::channel(1);
+        let answer = Group::<u32, u32>(sender).hand_in(1);
+        // Dropped at that very moment, it would have let the piece lie, as here.
+        receiver.close();
+        let answer = tokio::time::timeout(WRITE_WITHIN, answer).await.expect("it has an answer");
+        assert_eq!(answer.expect_err("nobody writes it").kind(), Kind::Unavailable);
     }
 }
