@@ -120,7 +120,7 @@ mod tests {
     #[test]
     fn secrets_are_made_once_for_our_eyes_alone_and_certificates_again_when_one_is_missing() {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let instances = shape::instances().expect("free ports");
+        let (instances, _held) = shape::instances().expect("free ports");
         let keys = Keys::settle(dir.path(), &instances).expect("keys");
         let read = |path: PathBuf| fs::read_to_string(path).expect("a file");
         let (service, ca) = (read(keys.file("service")), read(keys.ca()));

@@ -32,7 +32,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use kit::ports;
+use kit::ports::{self, Held};
 use kit::private_postgres::{self, PrivatePostgres};
 use kit::private_rabbitmq::{self, PrivateRabbitMq};
 use kit::private_server::PlaceError;
@@ -123,6 +123,8 @@ pub struct Apart {
     told: Arc<Told>,
     tasks: Tasks,
     data_dir: PathBuf,
+    /// Held, not read: nginx's and those of the roles.
+    _ports: Vec<Held>,
     /// Held, not read.
     _lock: fs::File,
 }
@@ -156,8 +158,8 @@ impl Apart {
             options.data_dir.canonicalize().map_err(PlaceError::io(format!("find {}", options.data_dir.display())))?;
         // The name under which `guildhall up` locks the same directory.
         let lock = lock_file(&data_dir.join("guildhall.lock"), &data_dir)?;
-        let http = settle_http(options.http_listen)?;
-        let instances = shape::instances().map_err(PlaceError::io("find free ports"))?;
+        let (http, http_held) = settle_http(options.http_listen)?;
+        let (instances, held) = shape::instances().map_err(PlaceError::io("find free ports"))?;
         let keys = Keys::settle(&data_dir, &instances)?;
         let told = Arc::new(Told::begin(&data_dir, format!("http://{http}"))?);
         let opening = Opening {
@@ -197,7 +199,8 @@ impl Apart {
         let nginx = opening.nginx(http, &instances).await?;
         opening.tell_all()?;
         let tasks = opening.tasks;
-        Ok(Self { nginx, roles, rabbitmq, postgres, told, tasks, data_dir, _lock: lock })
+        let ports = held.into_iter().chain([http_held]).collect();
+        Ok(Self { nginx, roles, rabbitmq, postgres, told, tasks, data_dir, _ports: ports, _lock: lock })
     }
 
     /// The public door.
@@ -263,16 +266,14 @@ async fn stop_all(roles: &[(Role, Kept)]) -> bool {
     futures::future::join_all(stops).await.into_iter().all(|has_drained| has_drained)
 }
 
-/// The address for nginx, which nobody has taken.
-fn settle_http(wanted: SocketAddr) -> Result<SocketAddr, Error> {
+/// The address for nginx, which nobody else has.
+fn settle_http(wanted: SocketAddr) -> Result<(SocketAddr, Held), Error> {
     if wanted.port() == 0 {
-        let [port] = ports::free().map_err(PlaceError::io("find a free port for nginx"))?;
-        return Ok(SocketAddr::new(wanted.ip(), port));
+        let [held] = ports::free().map_err(PlaceError::io("find a free port for nginx"))?;
+        return Ok((SocketAddr::new(wanted.ip(), held.port()), held));
     }
-    match std::net::TcpListener::bind(wanted) {
-        Ok(_free) => Ok(wanted),
-        Err(_) => Err(Error::Taken { address: wanted }),
-    }
+    let held = ports::take(wanted).map_err(|_| Error::Taken { address: wanted })?;
+    Ok((wanted, held))
 }
 
 /// Writes a file for our eyes alone, whole or not at all.

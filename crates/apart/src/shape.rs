@@ -3,7 +3,7 @@
 
 use std::io;
 
-use kit::ports;
+use kit::ports::{self, Held};
 
 /// What `guildhall serve` runs, each alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,13 +52,13 @@ impl Instance {
     }
 }
 
-/// All of them, with ports of their own.
+/// All of them, with ports of their own, which are theirs for as long as they are held.
 ///
 /// # Errors
 /// No free ports.
-pub(crate) fn instances() -> io::Result<Vec<Instance>> {
-    let ports: [u16; PORTS] = ports::free()?;
-    let mut ports = ports.into_iter();
+pub(crate) fn instances() -> io::Result<(Vec<Instance>, [Held; PORTS])> {
+    let held = ports::free::<PORTS>()?;
+    let mut ports = held.iter().map(Held::port);
     let mut port = || ports.next().ok_or_else(|| io::Error::other("there are more processes than ports"));
     let mut instances = Vec::new();
     for (role, count) in COUNTS {
@@ -73,7 +73,7 @@ pub(crate) fn instances() -> io::Result<Vec<Instance>> {
             });
         }
     }
-    Ok(instances)
+    Ok((instances, held))
 }
 
 #[cfg(test)]
@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn every_process_has_ports_of_its_own() {
-        let instances = instances().expect("free ports");
+        let (instances, _held) = instances().expect("free ports");
 
         let ports = instances.iter().flat_map(|i| [Some(i.ops), i.grpc, i.http]).flatten();
         assert_eq!(ports.collect::<BTreeSet<_>>().len(), PORTS);

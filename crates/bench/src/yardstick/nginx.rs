@@ -3,12 +3,13 @@
 
 use std::{
     fs,
-    net::TcpListener,
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
 };
 
+use kit::ports::{self, Held};
 use tokio::process::{Child, Command};
 
 use crate::{Fault, ground::Ground};
@@ -22,6 +23,8 @@ pub(crate) struct Nginx {
     child: Child,
     url: String,
     uploads: PathBuf,
+    /// Held, not read.
+    _port: Held,
 }
 
 impl Nginx {
@@ -33,9 +36,9 @@ impl Nginx {
         let folder = ground.empty_folder("nginx")?;
         let uploads = folder.join("uploads");
         fs::create_dir(&uploads)?;
-        // nginx cannot tell which port it was given, so a free one is looked for; another may take it meanwhile, and then
-        // nginx does not start.
-        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        // nginx cannot tell which port it was given.
+        let [port] = ports::free()?;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port.port()));
         let gateway = gateway.trim_start_matches("http://");
         fs::write(folder.join("static"), "x".repeat(static_bytes))?;
         let configuration = format!(
@@ -79,7 +82,7 @@ impl Nginx {
             }
         };
         tokio::time::timeout(READY_WITHIN, up).await.map_err(|_| "nginx did not start")?;
-        Ok(Self { child, url, uploads })
+        Ok(Self { child, url, uploads, _port: port })
     }
 
     /// Of a path of its own or the gateway's.

@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 use super::binaries::{self, Binaries};
 use super::server::{BROKER_PROGRAMS, EPMD_PROGRAMS};
 use super::{RABBITMQ, StartError, USER};
-use crate::ports;
+use crate::ports::{self, Held};
 use crate::private_server::account::Account;
 use crate::private_server::confine::confine;
 use crate::private_server::home::Home;
@@ -27,6 +27,8 @@ pub(super) struct Node {
     account: Account,
     binaries: Binaries,
     ports: Ports,
+    /// Held, not read: the node's ports stay its own while one of its programs restarts.
+    _held: [Held; 3],
     password: String,
     log: Log,
 }
@@ -60,9 +62,11 @@ impl Node {
         let password_file = state.join("password");
         let password =
             fs::read_to_string(&password_file).map_err(PlaceError::io(format!("read {}", password_file.display())))?;
-        let ports = settle_ports(&home.dir().join("rabbitmq.ports"))?;
+        let held = settle_ports(&home.dir().join("rabbitmq.ports"))?;
+        let [amqp, distribution, epmd] = held.each_ref().map(Held::port);
+        let ports = Ports { amqp, distribution, epmd };
         let log = Log::new(home.log());
-        Ok(Self { home, account, binaries, ports, password, log })
+        Ok(Self { home, account, binaries, ports, _held: held, password, log })
     }
 
     pub(super) fn ports(&self) -> Ports {
@@ -196,19 +200,20 @@ fn make_state(home: &Home, account: &Account) -> Result<(), StartError> {
     Ok(())
 }
 
-/// The ports of the last start where they are still free, so that clients find the broker again; else new ones.
-fn settle_ports(note: &Path) -> Result<Ports, PlaceError> {
+/// The ports of the last start where they are still free, so that clients find the broker again; else new ones. As in
+/// [`Ports`], in its order.
+fn settle_ports(note: &Path) -> Result<[Held; 3], PlaceError> {
     let last = fs::read_to_string(note).unwrap_or_default();
     let last: Vec<u16> = last.split_whitespace().filter_map(|port| port.parse().ok()).collect();
-    if let [amqp, distribution, epmd] = last[..]
-        && last.iter().all(|port| ports::is_free(*port))
-    {
-        return Ok(Ports { amqp, distribution, epmd });
+    let again = last.iter().map(|port| ports::take((Ipv4Addr::LOCALHOST, *port).into())).collect::<Result<Vec<_>, _>>();
+    if let Some(held) = again.ok().and_then(|held| held.try_into().ok()) {
+        return Ok(held);
     }
-    let [amqp, distribution, epmd] = ports::free().map_err(PlaceError::io("find free ports for RabbitMQ"))?;
+    let held = ports::free().map_err(PlaceError::io("find free ports for RabbitMQ"))?;
+    let [amqp, distribution, epmd] = held.each_ref().map(Held::port);
     fs::write(note, format!("{amqp} {distribution} {epmd}\n"))
         .map_err(PlaceError::io(format!("write {}", note.display())))?;
-    Ok(Ports { amqp, distribution, epmd })
+    Ok(held)
 }
 
 /// 256 bits that nobody guesses, in hexadecimal digits.
