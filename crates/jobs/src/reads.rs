@@ -7,7 +7,7 @@ mod waited;
 use chrono::{DateTime, Utc};
 use futures::TryStreamExt as _;
 use kit::{
-    Fail,
+    Clock, Fail,
     clock::{from_timestamp, to_timestamp},
     cursor::page_rows,
     identity::Caller,
@@ -17,13 +17,16 @@ use proto::jobs::{
     ListLogsRequest, ListLogsResponse, ListWorkersRequest, ListWorkersResponse, LogLine, Worker,
 };
 use serde::Deserialize;
-use sqlx::{Postgres, QueryBuilder};
+use sqlx::{PgConnection, Postgres, QueryBuilder};
 use uuid::Uuid;
 
 pub(crate) use shown::{JobRow, Surroundings};
 use waited::Stand;
 
-use crate::{Core, engine::State};
+use crate::{
+    Core,
+    engine::{State, straight},
+};
 
 /// One job.
 ///
@@ -31,6 +34,14 @@ use crate::{Core, engine::State};
 /// `jobs.job_not_found`.
 pub(crate) async fn get_job(core: &Core, caller: &Caller, id: &str) -> Result<Job, Fail> {
     let id: Uuid = id.parse().map_err(|_| not_found())?;
+    let mut connection = core.pool.acquire().await?;
+    let mut look = straight::look(&mut connection).await?;
+    let job = job_in(&mut look, &core.clock, caller, id).await?;
+    look.rollback().await?;
+    Ok(job)
+}
+
+async fn job_in(conn: &mut PgConnection, clock: &Clock, caller: &Caller, id: Uuid) -> Result<Job, Fail> {
     let row = sqlx::query_as!(
         JobRow,
         r#"select id as "id!", owner_id as "owner_id!", task as "task!", queue as "queue!", state as "state!",
@@ -46,10 +57,11 @@ pub(crate) async fn get_job(core: &Core, caller: &Caller, id: &str) -> Result<Jo
         id,
         caller.narrowed_to("jobs:read"),
     )
-    .fetch_optional(&core.pool)
+    .fetch_optional(&mut *conn)
     .await?
     .ok_or_else(not_found)?;
-    let surroundings = Surroundings::of(core, std::slice::from_ref(&row)).await?;
+    let now = clock.now();
+    let surroundings = Surroundings::of(conn, std::slice::from_ref(&row), now).await?;
     let stand = Stand {
         id: row.id,
         queue: &row.queue,
@@ -57,7 +69,7 @@ pub(crate) async fn get_job(core: &Core, caller: &Caller, id: &str) -> Result<Jo
         lane: row.lane.as_deref(),
         finished_at: row.finished_at,
     };
-    let waited = waited::waited(&core.pool, &stand, core.clock.now()).await?;
+    let waited = waited::waited(conn, &stand, now).await?;
     let job = row.into_proto(&surroundings)?;
     Ok(Job { waited: waited.into_iter().map(|(reason, seconds)| (reason.to_owned(), seconds)).collect(), ..job })
 }
@@ -93,7 +105,7 @@ pub(crate) async fn list_jobs(core: &Core, caller: &Caller, asked: &ListJobsRequ
         }
     }
     let next_cursor = core.cursors.close_page(LIST, &mut rows, page_max, |row| row.id.to_string());
-    let surroundings = Surroundings::of(core, &rows).await?;
+    let surroundings = Surroundings::of(&mut *core.pool.acquire().await?, &rows, core.clock.now()).await?;
     let items = rows.into_iter().map(|row| row.into_proto(&surroundings)).collect::<Result<_, _>>()?;
     Ok(ListJobsResponse { items, next_cursor })
 }

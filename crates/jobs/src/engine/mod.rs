@@ -29,7 +29,7 @@ mod retries;
 mod standstill;
 mod states;
 mod steps;
-mod straight;
+pub(crate) mod straight;
 mod submit;
 mod sweeps;
 mod unique;
@@ -91,8 +91,8 @@ pub(crate) struct Ground {
     leader: leader::Leader,
     /// None for the only replica.
     wakes: Option<wakes::Wakes>,
-    /// Connections of claims and ends.
-    kept: straight::Kept,
+    /// Connections of submissions, claims and ends.
+    pub(crate) kept: straight::Kept,
     /// Something may be claimed.
     work: Notify,
     /// Something is to be stopped.

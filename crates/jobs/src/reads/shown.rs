@@ -6,12 +6,10 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use chrono::{DateTime, SecondsFormat, Utc};
 use kit::{Fail, clock::to_timestamp};
 use proto::jobs::{CancelAsked, Job, JobError, Progress, WaitingReason};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::{
-    Core,
-    engine::{Standing, State},
-};
+use crate::engine::{Standing, State};
 
 /// A row of the view `jobs.any_job`.
 #[derive(Debug, sqlx::FromRow)]
@@ -191,16 +189,15 @@ impl Surroundings {
     ///
     /// # Errors
     /// As the database.
-    pub(crate) async fn of(core: &Core, rows: &[JobRow]) -> Result<Self, Fail> {
+    pub(crate) async fn of(conn: &mut PgConnection, rows: &[JobRow], now: DateTime<Utc>) -> Result<Self, Fail> {
         let queued = rows.iter().filter(|row| row.state == State::Queued.as_str());
         let pairs: BTreeSet<(&str, &str)> = queued.map(|row| (row.queue.as_str(), row.task.as_str())).collect();
-        let mut surroundings = Self { open: open(core, rows).await?, ..Self::default() };
+        let mut surroundings = Self { open: open(conn, rows).await?, ..Self::default() };
         if pairs.is_empty() {
             return Ok(surroundings);
         }
         let (queues, tasks): (Vec<String>, Vec<String>) =
             pairs.into_iter().map(|(queue, task)| (queue.to_owned(), task.to_owned())).unzip();
-        let now = core.clock.now();
         let found = sqlx::query!(
             r#"select pair.queue as "queue!", pair.task as "task!", queue.paused_at as "paused_at?",
                  offer.workers > 0 as "is_offered!", offer.free > 0 as "has_room!",
@@ -219,7 +216,7 @@ impl Surroundings {
             &tasks,
             now,
         )
-        .fetch_all(&core.pool)
+        .fetch_all(&mut *conn)
         .await?;
         let limited = found.iter().filter(|pair| pair.is_limited == Some(true));
         let (queues, tasks): (Vec<String>, Vec<String>) =
@@ -227,8 +224,7 @@ impl Surroundings {
         let queued = rows.iter().filter(|row| row.state == State::Queued.as_str());
         let places: Vec<_> = queued.map(|row| (row.queue.clone(), row.lane.clone())).collect();
         if !queues.is_empty() {
-            surroundings.standing =
-                Standing::of(&mut *core.pool.acquire().await?, &queues, &tasks, &places, now).await?;
+            surroundings.standing = Standing::of(conn, &queues, &tasks, &places, now).await?;
         }
         for pair in found {
             if pair.has_room {
@@ -246,7 +242,7 @@ impl Surroundings {
 }
 
 /// What those jobs wait for that wait for others, in a sentence each.
-async fn open(core: &Core, rows: &[JobRow]) -> Result<HashMap<Uuid, String>, Fail> {
+async fn open(conn: &mut PgConnection, rows: &[JobRow]) -> Result<HashMap<Uuid, String>, Fail> {
     let waiting: Vec<Uuid> = rows.iter().filter(|row| row.state == State::Waiting.as_str()).map(|row| row.id).collect();
     if waiting.is_empty() {
         return Ok(HashMap::new());
@@ -258,7 +254,7 @@ async fn open(core: &Core, rows: &[JobRow]) -> Result<HashMap<Uuid, String>, Fai
            group by job_id"#,
         &waiting,
     )
-    .fetch_all(&core.pool)
+    .fetch_all(conn)
     .await?;
     let told = found.into_iter().map(|row| {
         let first = row.first.iter().map(Uuid::to_string).collect::<Vec<_>>().join(", ");

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, TimeDelta, Utc};
 use kit::Fail;
 use serde::Deserialize;
-use sqlx::PgPool;
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 /// States of one job that are looked at, the last ones: of one that was snoozed a thousand times the rest is not told.
@@ -45,7 +45,7 @@ pub(super) struct Stand<'a> {
 /// # Errors
 /// As the database.
 pub(super) async fn waited(
-    pool: &PgPool,
+    conn: &mut PgConnection,
     stand: &Stand<'_>,
     now: DateTime<Utc>,
 ) -> Result<BTreeMap<&'static str, f64>, Fail> {
@@ -73,7 +73,7 @@ pub(super) async fn waited(
         stand.id,
         STATES_MAX,
     )
-    .fetch_all(pool)
+    .fetch_all(&mut *conn)
     .await?;
     let mut waited: BTreeMap<&'static str, TimeDelta> = BTreeMap::new();
     let mut queued = Vec::new();
@@ -111,7 +111,7 @@ pub(super) async fn waited(
             now,
             HOLDUPS_MAX,
         )
-        .fetch_all(pool)
+        .fetch_all(conn)
         .await?;
         let holdups: Vec<(usize, Span)> = holdups
             .into_iter()

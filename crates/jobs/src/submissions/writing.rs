@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use crate::{
     SCHEMA,
-    engine::{self, Aftermath, Keys, NewJob, OnConflict, Telling},
+    engine::{self, Aftermath, Keys, NewJob, OnConflict, Telling, straight},
 };
 
 /// A checked submission on its way to the group writer.
@@ -41,7 +41,8 @@ pub(crate) type Taken = Result<SubmitJobsResponse, Fail>;
 pub(crate) async fn write(core: &engine::Ground, group: Vec<Submission>) -> Result<Vec<Taken>, Fail> {
     let now = core.clock.now();
     let shared = Shared::begin();
-    let mut transaction = core.pool.begin().await?;
+    let mut held = core.kept.take(&core.pool).await?;
+    let mut transaction = straight::begin(&mut held.connection).await?;
     let mut answered: Vec<Option<Taken>> = Vec::with_capacity(group.len());
     let mut keys: Vec<(Uuid, &str)> = Vec::new();
     for submission in &group {
@@ -79,6 +80,7 @@ pub(crate) async fn write(core: &engine::Ground, group: Vec<Submission>) -> Resu
     engine::insert(&mut transaction, &core.clock, &jobs, now, &mut telling).await?;
     let mut streams = telling.append(&mut transaction, now).await?;
     transaction.commit().await?;
+    core.kept.keep(held, &core.pool);
     shared.end("jobs.submit", group.iter().map(|submission| submission.jobs.first()?.traceparent.as_deref()));
     if jobs.iter().any(|job| job.concurrency_key.is_some()) {
         core.limits.limited();
