@@ -266,7 +266,7 @@ async fn stop_all(roles: &[(Role, Kept)]) -> bool {
     futures::future::join_all(stops).await.into_iter().all(|has_drained| has_drained)
 }
 
-/// The address for nginx, which nobody else has.
+/// The address for nginx, where nobody else listens.
 fn settle_http(wanted: SocketAddr) -> Result<(SocketAddr, Held), Error> {
     if wanted.port() == 0 {
         let [held] = ports::free().map_err(PlaceError::io("find a free port for nginx"))?;

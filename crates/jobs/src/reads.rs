@@ -35,7 +35,7 @@ use crate::{
 pub(crate) async fn get_job(core: &Core, caller: &Caller, id: &str) -> Result<Job, Fail> {
     let id: Uuid = id.parse().map_err(|_| not_found())?;
     let mut connection = core.pool.acquire().await?;
-    let mut look = straight::look(&mut connection).await?;
+    let mut look = straight::look(&mut connection, core.engine.ground.settings.history_days).await?;
     let job = job_in(&mut look, &core.clock, caller, id).await?;
     look.rollback().await?;
     Ok(job)
@@ -105,9 +105,18 @@ pub(crate) async fn list_jobs(core: &Core, caller: &Caller, asked: &ListJobsRequ
         }
     }
     let next_cursor = core.cursors.close_page(LIST, &mut rows, page_max, |row| row.id.to_string());
-    let surroundings = Surroundings::of(&mut *core.pool.acquire().await?, &rows, core.clock.now()).await?;
+    let surroundings =
+        if rows.iter().any(JobRow::has_surroundings) { around(core, &rows).await? } else { Surroundings::default() };
     let items = rows.into_iter().map(|row| row.into_proto(&surroundings)).collect::<Result<_, _>>()?;
     Ok(ListJobsResponse { items, next_cursor })
+}
+
+async fn around(core: &Core, rows: &[JobRow]) -> Result<Surroundings, Fail> {
+    let mut connection = core.pool.acquire().await?;
+    let mut look = straight::look(&mut connection, core.engine.ground.settings.history_days).await?;
+    let surroundings = Surroundings::of(&mut look, rows, core.clock.now()).await?;
+    look.rollback().await?;
+    Ok(surroundings)
 }
 
 /// What a list of jobs is narrowed to.

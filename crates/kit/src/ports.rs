@@ -3,7 +3,7 @@
 //! A port that was only found to be free is anybody's until its server listens, and again while its server restarts. So
 //! each is held by a socket that is bound and never listens, which on Linux is enough: nobody is given a bound port, and
 //! a server that asks for exactly this one with `SO_REUSEADDR`, as servers do, may listen beside a socket that allows it
-//! likewise and does not listen.
+//! likewise and does not listen. Elsewhere nothing is held: a second socket would be refused.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -18,15 +18,20 @@ const RANGE: Range<u16> = 10_000..32_000;
 
 const TRIES_MAX: usize = 1000;
 
-/// A port that is kept for a server of ours, whether that listens or not, until this is dropped.
+/// A port for a server of ours, whether that listens or not, until this is dropped. Kept from [`free`] and from the kernel's
+/// own choice; whoever asks for exactly this one while nobody listens gets it.
 #[derive(Debug)]
 pub struct Held {
     port: u16,
     /// Bound, not read.
-    _socket: TcpSocket,
+    _socket: Option<TcpSocket>,
 }
 
 impl Held {
+    fn new(port: u16, socket: TcpSocket) -> Self {
+        Self { port, _socket: cfg!(target_os = "linux").then_some(socket) }
+    }
+
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
@@ -58,7 +63,7 @@ fn hold(port: u16) -> io::Result<Held> {
     let socket = TcpSocket::new_v4()?;
     socket.bind((Ipv4Addr::LOCALHOST, port).into())?;
     socket.set_reuseaddr(true)?;
-    Ok(Held { port, _socket: socket })
+    Ok(Held::new(port, socket))
 }
 
 /// Holds the port that a server had before, or was told to take. Connections of its last life that are not forgotten yet
@@ -70,7 +75,7 @@ pub fn take(address: SocketAddr) -> io::Result<Held> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
-    Ok(Held { port: address.port(), _socket: socket })
+    Ok(Held::new(address.port(), socket))
 }
 
 #[cfg(test)]
@@ -98,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_held_port_is_for_its_server_alone_however_often_that_restarts() {
+    fn a_held_port_is_given_to_nobody_else_however_often_its_server_restarts() {
         let [held] = free().expect("a free port");
 
         for _ in 0..2 {

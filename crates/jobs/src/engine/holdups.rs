@@ -12,6 +12,7 @@ use super::{
     Ground,
     admission::{self, Hindrance},
     leader::{Lead, while_leading},
+    straight,
 };
 
 const EVERY: Duration = Duration::from_secs(1);
@@ -96,7 +97,10 @@ async fn find(ground: &Ground) -> Result<HashSet<Holdup>, Fail> {
         task: pair.task,
         lane: String::new(),
     }));
-    let held = admission::held_up(&mut *ground.pool.acquire().await?, LANES_MAX, now).await?;
+    let mut connection = ground.pool.acquire().await?;
+    let mut look = straight::look(&mut connection, ground.settings.history_days).await?;
+    let held = admission::held_up(&mut look, LANES_MAX, now).await?;
+    look.rollback().await?;
     found.extend(held.into_iter().map(|(queue, lane, hindrance)| match hindrance {
         Hindrance::QueueLimit | Hindrance::Rate => Holdup::of_queue(hindrance.as_str(), queue),
         Hindrance::TaskLimit | Hindrance::KeyLimit | Hindrance::KeyRate => {

@@ -13,6 +13,7 @@ mod fan_in;
 mod finalizes;
 mod finish;
 mod group;
+mod growth;
 mod history;
 mod holdups;
 mod leader;
@@ -206,6 +207,7 @@ impl Engine {
         sweeps::start(&ground, tasks);
         measure::start(&ground, tasks);
         holdups::start(&ground, tasks);
+        growth::start(&ground, tasks);
         wakes::start(&ground, tasks);
         Ok(Self { ground, lone, finisher, notebook })
     }

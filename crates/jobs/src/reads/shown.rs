@@ -59,6 +59,11 @@ impl JobRow {
         self.args.len() + optional + self.tags.iter().map(String::len).sum::<usize>()
     }
 
+    /// Whether why it waits depends on more than itself.
+    pub(crate) fn has_surroundings(&self) -> bool {
+        [State::Queued, State::Waiting].iter().any(|state| self.state == state.as_str())
+    }
+
     /// The job as the contract shows it.
     ///
     /// # Errors

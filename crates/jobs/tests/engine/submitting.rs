@@ -3,7 +3,7 @@
 use kit::Kind;
 use proto::jobs::{JobSpec, JobState};
 
-use crate::house::{House, spec};
+use crate::house::{House, eventually, spec};
 
 #[tokio::test]
 async fn every_fault_is_told_at_its_pointer_and_nothing_is_taken_in() {
@@ -61,6 +61,27 @@ async fn a_repeat_with_the_same_key_gets_the_first_answer_and_makes_no_second_jo
 }
 
 #[tokio::test]
+async fn a_key_is_good_for_a_day_whether_its_row_is_gone_by_then_or_not() {
+    let house = House::new().await;
+    let user = house.user(&["operator"]);
+    drop(house.stranger_worker("").await);
+    let submit = async || user.submit_all(vec![spec("work", "{}")], Some(("k", 1))).await.unwrap();
+    let age = async |by: &'static str| {
+        sqlx::raw_sql(by).execute(house.database.pool()).await.unwrap();
+    };
+    let first = submit().await;
+    age("update jobs.idempotency_key set created_at = created_at - interval '23 hours 59 minutes'").await;
+    assert_eq!(submit().await.items, first.items);
+
+    age("update jobs.idempotency_key set created_at = created_at - interval '1 minute'").await;
+
+    let anew = submit().await;
+    assert!(!anew.replayed);
+    assert_ne!(anew.items, first.items);
+    assert_eq!(submit().await.items, anew.items, "it is a key as any other again");
+}
+
+#[tokio::test]
 async fn twins_with_one_key_at_once_make_one_job() {
     let house = House::new().await;
     let user = house.user(&["operator"]);
@@ -98,6 +119,26 @@ async fn many_callers_at_once_are_each_answered_with_their_own_jobs() {
         let job = answer.unwrap().job.unwrap();
         assert_eq!((job.args_json, job.state), (format!(r#"{{"n": {n}}}"#), JobState::Queued.into()));
     }
+}
+
+#[tokio::test]
+async fn postgres_hears_soon_of_a_table_that_grows_from_nothing_to_much() {
+    let house = House::new().await;
+    // It looks by itself, too, once a minute.
+    sqlx::raw_sql("alter table jobs.job set (autovacuum_enabled = off); analyze jobs.job")
+        .execute(house.database.pool())
+        .await
+        .unwrap();
+
+    let user = house.user(&["operator"]);
+    drop(house.stranger_worker("").await);
+    for _ in 0..12 {
+        user.submit_all(vec![spec("work", "{}"); 1_000], None).await.unwrap();
+    }
+
+    // What it goes by when it plans.
+    let heard = "select reltuples > 10000 from pg_class, pg_sleep(0.02) where oid = 'jobs.job'::regclass";
+    eventually(house.database.pool(), heard).await;
 }
 
 #[tokio::test]
