@@ -7,8 +7,10 @@
 //! doing so for as long as nobody has told it that the table has grown: that way is closed. A whole index can still look as
 //! cheap as the one row that is meant, so `growth.rs` tells. Compiling is closed, too, since a plan with bounds that are
 //! not known yet looks dear enough for it. What is read from end to end in such a transaction nevertheless, as it has no
-//! index, is only slower to be chosen. And no statement that is made in such a transaction is made in another: it would bring
-//! the plan along that its connection keeps.
+//! index, is only slower to be chosen.
+//!
+//! A connection keeps one plan for a statement, whoever ran it first. So what surrounds jobs is read in looks by lists and
+//! hold-ups, too. What sweeps share with ends may still bring a plan along, until its table is counted anew.
 //!
 //! Connections of all but looks are kept from one transaction to the next while there are many ([`Kept`]): the pool asks
 //! Postgres whether a connection is good before it is used and when it is given back, which are three round trips beside the
