@@ -166,9 +166,11 @@ pub async fn prune(
     rows_max: i64,
 ) -> Result<u64, Fail> {
     let table = schema.name();
+    // Its age is looked at again once the row is locked: it may hold a new call's answer by then.
     let done = sqlx::query(AssertSqlSafe(format!(
         "delete from {table}.idempotency_key
-         where (caller, key) in (select caller, key from {table}.idempotency_key where created_at <= $1 limit $2)"
+         where created_at <= $1
+           and (caller, key) in (select caller, key from {table}.idempotency_key where created_at <= $1 limit $2)"
     )))
     .bind(now - LIFETIME)
     .bind(rows_max)

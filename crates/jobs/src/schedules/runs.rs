@@ -203,15 +203,17 @@ pub(super) async fn newest(
 
 /// Removes up to `rows_max` runs that are over and whose jobs' history is; the number removed.
 pub(super) async fn prune(conn: &mut PgConnection, before: DateTime<Utc>, rows_max: i64) -> Result<u64, Fail> {
+    // Whether it is over is looked at again once the row is locked: its job may have been retried meanwhile.
     let done = sqlx::query!(
         "delete from jobs.schedule_run
-         where (schedule_id, occurrence_at, job_id) in (
-           select schedule_id, occurrence_at, job_id
-           from jobs.schedule_run
-           where occurrence_at < $1 and state not in ('waiting', 'live')
-           order by occurrence_at
-           limit $2
-         )",
+         where state not in ('waiting', 'live')
+           and (schedule_id, occurrence_at, job_id) in (
+             select schedule_id, occurrence_at, job_id
+             from jobs.schedule_run
+             where occurrence_at < $1 and state not in ('waiting', 'live')
+             order by occurrence_at
+             limit $2
+           )",
         before,
         rows_max,
     )
