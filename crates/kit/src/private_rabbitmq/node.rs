@@ -7,6 +7,7 @@ use std::net::Ipv4Addr;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
@@ -19,6 +20,10 @@ use crate::private_server::confine::confine;
 use crate::private_server::home::Home;
 use crate::private_server::log::Log;
 use crate::private_server::{PlaceError, leftovers};
+
+/// How often, and how long after each other, the ports of the last start are looked at before others are taken: two seconds.
+const LOOKS_MAX: u32 = 100;
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Held by every thread that runs a part of the node; with the last of them the directory is free.
 #[derive(Debug)]
@@ -62,7 +67,7 @@ impl Node {
         let password_file = state.join("password");
         let password =
             fs::read_to_string(&password_file).map_err(PlaceError::io(format!("read {}", password_file.display())))?;
-        let held = settle_ports(&home.dir().join("rabbitmq.ports"))?;
+        let held = settle_ports(&home.dir().join("rabbitmq.ports"), || std::thread::sleep(LOOK_EVERY))?;
         let [amqp, distribution, epmd] = held.each_ref().map(Held::port);
         let ports = Ports { amqp, distribution, epmd };
         let log = Log::new(home.log());
@@ -202,11 +207,12 @@ fn make_state(home: &Home, account: &Account) -> Result<(), StartError> {
 
 /// The ports of the last start where they are still free, so that clients find the broker again; else new ones. As in
 /// [`Ports`], in its order.
-fn settle_ports(note: &Path) -> Result<[Held; 3], PlaceError> {
+fn settle_ports(note: &Path, pause: impl FnMut()) -> Result<[Held; 3], PlaceError> {
     let last = fs::read_to_string(note).unwrap_or_default();
     let last: Vec<u16> = last.split_whitespace().filter_map(|port| port.parse().ok()).collect();
-    let again = last.iter().map(|port| ports::take((Ipv4Addr::LOCALHOST, *port).into())).collect::<Result<Vec<_>, _>>();
-    if let Some(held) = again.ok().and_then(|held| held.try_into().ok()) {
+    if let Ok(last) = last.try_into()
+        && let Some(held) = take_again(last, pause)
+    {
         return Ok(held);
     }
     let held = ports::free().map_err(PlaceError::io("find free ports for RabbitMQ"))?;
@@ -216,9 +222,56 @@ fn settle_ports(note: &Path) -> Result<[Held; 3], PlaceError> {
     Ok(held)
 }
 
+/// Takes the ports of the last start. A broker that was killed with its owner is on its way out, unseen, and has them for a
+/// moment yet; so they are looked at several times, with a `pause` in between.
+fn take_again(ports: [u16; 3], mut pause: impl FnMut()) -> Option<[Held; 3]> {
+    for _ in 0..LOOKS_MAX {
+        match ports.map(|port| ports::take((Ipv4Addr::LOCALHOST, port).into())) {
+            [Ok(amqp), Ok(distribution), Ok(epmd)] => return Some([amqp, distribution, epmd]),
+            _ => pause(),
+        }
+    }
+    None
+}
+
 /// 256 bits that nobody guesses, in hexadecimal digits.
 fn random_word() -> Result<String, PlaceError> {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes).map_err(io::Error::other).map_err(PlaceError::io("draw a random number"))?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    fn numbers(held: &[Held; 3]) -> [u16; 3] {
+        held.each_ref().map(Held::port)
+    }
+
+    #[test]
+    fn ports_of_the_last_start_are_waited_for_a_while_and_then_others_are_taken() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let note = dir.path().join("ports");
+        let held = settle_ports(&note, || panic!("there is nothing to wait for")).expect("ports");
+        let first = numbers(&held);
+        // Beside what holds them, so that nobody else comes by them.
+        let mut dying = Some(TcpListener::bind((Ipv4Addr::LOCALHOST, first[1])).expect("its server may listen"));
+        drop(held);
+
+        let held = settle_ports(&note, || drop(dying.take())).expect("ports");
+
+        assert_eq!(numbers(&held), first);
+        let _stranger = TcpListener::bind((Ipv4Addr::LOCALHOST, first[1])).expect("its server may listen");
+        drop(held);
+        let mut looks = 0;
+
+        let others = settle_ports(&note, || looks += 1).map(|held| numbers(&held)).expect("ports");
+
+        assert_eq!(looks, LOOKS_MAX);
+        assert!(!others.contains(&first[1]));
+        assert_eq!(numbers(&settle_ports(&note, || ()).expect("ports")), others);
+    }
 }

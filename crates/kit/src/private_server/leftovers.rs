@@ -22,43 +22,81 @@ const POLL: Duration = Duration::from_millis(10);
 /// # Errors
 /// Some processes do not end.
 pub fn end(dir: &Path, server: &'static str, programs: &[&str], first: Signal) -> Result<(), PlaceError> {
+    // One on its way out shows neither its program nor its directory any more, and still has its ports and files.
+    let mut ending: Vec<Process> = Vec::new();
     for signal in [first, Signal::SIGKILL] {
         let deadline = Instant::now() + PATIENCE;
-        let mut told: Vec<Pid> = Vec::new();
+        let mut told: Vec<Process> = Vec::new();
         loop {
-            let alive = find(dir, programs);
-            if alive.is_empty() {
+            let at_work = find(dir, programs);
+            ending.retain(|process| !at_work.contains(process) && !process.is_over());
+            ending.extend(&at_work);
+            if ending.is_empty() {
                 return Ok(());
             }
             if Instant::now() >= deadline {
                 break;
             }
-            for pid in alive {
-                if !told.contains(&pid) {
+            for process in at_work {
+                if !told.contains(&process) {
                     tracing::info!(
                         server,
-                        server.pid = pid.as_raw(),
+                        server.pid = process.pid,
                         signal = signal.as_str(),
                         "ending a left-over process"
                     );
                     // It may have ended since it was seen; the next look tells.
-                    let _ended_meanwhile = kill(pid, signal);
-                    told.push(pid);
+                    let _ended_meanwhile = kill(Pid::from_raw(process.pid), signal);
+                    told.push(process);
                 }
             }
             std::thread::sleep(POLL);
         }
     }
-    let pids = find(dir, programs).iter().map(Pid::to_string).collect::<Vec<_>>();
-    if pids.is_empty() {
-        return Ok(());
-    }
+    let pids = ending.iter().map(|process| process.pid.to_string()).collect::<Vec<_>>();
     Err(PlaceError::Leftovers { server, dir: dir.to_owned(), pids: pids.join(", ") })
+}
+
+/// A process, told by when it began from one that is given its number later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Process {
+    pid: i32,
+    /// In the kernel's ticks since the machine was started.
+    began: u64,
+}
+
+impl Process {
+    fn of(pid: i32) -> Option<Self> {
+        Some(Self { pid, began: Stat::of(pid)?.began })
+    }
+
+    /// It has let go of all that it had: nothing is left of it, or a zombie that its parent has not asked for yet.
+    fn is_over(self) -> bool {
+        Stat::of(self.pid).is_none_or(|stat| stat.began != self.began || stat.is_zombie && stat.threads <= 1)
+    }
+}
+
+/// What `/proc/PID/stat` says of a process; see proc_pid_stat(5).
+struct Stat {
+    /// Its first thread is one. Others may still be on their way out.
+    is_zombie: bool,
+    threads: u64,
+    began: u64,
+}
+
+impl Stat {
+    fn of(pid: i32) -> Option<Self> {
+        let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // Its name may have spaces and parentheses of its own. Fields are numbered from 1, the state is the third.
+        let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
+        let number = |field: usize| fields.get(field - 3)?.parse().ok();
+        Some(Self { is_zombie: matches!(*fields.first()?, "Z" | "X"), threads: number(20)?, began: number(22)? })
+    }
 }
 
 /// Every process of `programs` that works in `dir`: servers make it their current directory, and the kernel says which
 /// program they run. Both are beyond the reach of another user's tricks, unlike a number in a file.
-fn find(dir: &Path, programs: &[&str]) -> Vec<Pid> {
+fn find(dir: &Path, programs: &[&str]) -> Vec<Process> {
     let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
     processes
         .filter_map(Result::ok)
@@ -71,6 +109,6 @@ fn find(dir: &Path, programs: &[&str]) -> Vec<Pid> {
                     programs.contains(&name.trim_end_matches(" (deleted)"))
                 })
         })
-        .map(|(pid, _)| Pid::from_raw(pid))
+        .filter_map(|(pid, _)| Process::of(pid))
         .collect()
 }
