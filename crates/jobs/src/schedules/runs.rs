@@ -203,7 +203,7 @@ pub(super) async fn newest(
 
 /// Removes up to `rows_max` runs that are over and whose jobs' history is; the number removed.
 pub(super) async fn prune(conn: &mut PgConnection, before: DateTime<Utc>, rows_max: i64) -> Result<u64, Fail> {
-    // Whether it is over is looked at again once the row is locked: its job may have been retried meanwhile.
+    // Whether it is over is looked at again once the row is locked: `settle` may have found its job retried meanwhile.
     let done = sqlx::query!(
         "delete from jobs.schedule_run
          where state not in ('waiting', 'live')

@@ -261,7 +261,12 @@ mod tests {
         let mut dying = Some(TcpListener::bind((Ipv4Addr::LOCALHOST, first[1])).expect("its server may listen"));
         drop(held);
 
-        let held = settle_ports(&note, || drop(dying.take())).expect("ports");
+        let held = settle_ports(&note, || {
+            drop(dying.take());
+            // A process that another test is about to start may have it for a moment yet.
+            std::thread::sleep(LOOK_EVERY);
+        })
+        .expect("ports");
 
         assert_eq!(numbers(&held), first);
         let _stranger = TcpListener::bind((Ipv4Addr::LOCALHOST, first[1])).expect("its server may listen");

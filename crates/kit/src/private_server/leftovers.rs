@@ -86,8 +86,9 @@ struct Stat {
 
 impl Stat {
     fn of(pid: i32) -> Option<Self> {
-        let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // Its name may have spaces and parentheses of its own. Fields are numbered from 1, the state is the third.
+        let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
+        // Its name may have any bytes, parentheses too. Fields are numbered from 1, the state is the third.
+        let text = String::from_utf8_lossy(&text);
         let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
         let number = |field: usize| fields.get(field - 3)?.parse().ok();
         Some(Self { is_zombie: matches!(*fields.first()?, "Z" | "X"), threads: number(20)?, began: number(22)? })
