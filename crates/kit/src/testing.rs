@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::str::FromStr as _;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection as _};
@@ -31,6 +32,9 @@ use crate::private_rabbitmq::{self, PrivateRabbitMq};
 
 /// A test's own pool is small, since a server has a bounded number of sessions and many tests run at a time.
 const POOL_CONNECTIONS_MAX: u32 = 5;
+
+/// What has not come to be by then never does.
+const NEVER_AFTER: Duration = Duration::from_secs(20);
 
 /// Names begin with this, so that a shared server shows what may be dropped.
 const PREFIX: &str = "guildhall_test";
@@ -69,6 +73,22 @@ pub async fn database(name_hint: &str) -> TestDatabase {
     let name = fresh_name(name_hint);
     server.run(&format!("create database {name}")).await;
     server.open(&name)
+}
+
+/// Waits until some statement in a database waits for a lock.
+///
+/// # Panics
+/// None ever does.
+pub async fn something_waits(pool: &PgPool) {
+    let question = "select exists (
+       select from pg_locks
+       join pg_stat_activity using (pid)
+       where not granted and datname = current_database()
+     )";
+    let waits = async {
+        while !sqlx::query_scalar::<_, bool>(question).fetch_one(pool).await.expect("a database that answers") {}
+    };
+    tokio::time::timeout(NEVER_AFTER, waits).await.expect("a statement that waits for a lock");
 }
 
 /// A database like the one that `migrate` makes of an empty one, whose URL it is given. It runs once a process and

@@ -1,7 +1,5 @@
 //! What becomes of an idempotency key's row when two want it at once.
 
-use std::time::Duration;
-
 use kit::{
     Clock,
     db::Schema,
@@ -11,9 +9,6 @@ use kit::{
 };
 
 const SVC: Schema = Schema::new("svc");
-
-/// How long something may take before it counts as never.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 #[tokio::test]
 async fn an_answer_that_is_given_anew_while_the_old_one_is_pruned_is_kept() {
@@ -41,15 +36,7 @@ async fn an_answer_that_is_given_anew_while_the_old_one_is_pruned_is_kept() {
     let prune = idempotency::prune(&mut connection, SVC, now, 10);
     let commit = async {
         // It has chosen the row for its age by then.
-        let waits = async {
-            let question = "select exists (
-               select from pg_locks
-               join pg_stat_activity using (pid)
-               where not granted and datname = current_database()
-             )";
-            while !sqlx::query_scalar::<_, bool>(question).fetch_one(pool).await.unwrap() {}
-        };
-        tokio::time::timeout(PATIENCE, waits).await.unwrap();
+        testing::something_waits(pool).await;
         anew.commit().await.unwrap();
     };
     let (pruned, ()) = tokio::join!(prune, commit);

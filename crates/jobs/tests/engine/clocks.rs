@@ -6,7 +6,7 @@ use std::time::Duration;
 use proto::jobs::{Backoff, BatchState, JobSpec, JobState, RetryJobRequest};
 
 use crate::{
-    house::{House, interrupted, something_waits, spec, stopped, suspended},
+    house::{House, interrupted, spec, stopped, suspended},
     parents::fan_out,
 };
 
@@ -61,7 +61,7 @@ async fn a_job_past_its_time_that_no_sweep_has_seen_is_not_started() {
     let hold = "select from jobs.job where id = $1::uuid for update";
     sqlx::query(hold).bind(&held).execute(&mut *holder).await.unwrap();
     house.clock.advance(seconds(61));
-    something_waits(house.database.pool()).await;
+    kit::testing::something_waits(house.database.pool()).await;
     let in_time = user.submit(spec("work", "{}")).await;
     let mut worker = house.worker(3).await;
     assert_eq!(worker.next_assigned().await.attempt.unwrap().job_id, in_time);

@@ -12,7 +12,7 @@ use sqlx::{Postgres, Transaction};
 
 use crate::{
     batches::{counts, ids},
-    house::{House, User, Worker, eventually, something_waits, spec, succeeded},
+    house::{House, User, Worker, eventually, spec, succeeded},
 };
 
 /// A job that runs after these.
@@ -317,7 +317,7 @@ async fn a_crash_before_what_is_named_is_watched_and_one_before_its_end_is_seen_
 
     let holding = lock(&house, &first).await;
     let second = user.submit(after(&[&first])).await;
-    something_waits(house.database.pool()).await;
+    kit::testing::something_waits(house.database.pool()).await;
     let let_go = async move { drop(holding) };
     tokio::join!(house.crash_and_restart(), let_go);
     let user = house.again(&user);
@@ -329,7 +329,7 @@ async fn a_crash_before_what_is_named_is_watched_and_one_before_its_end_is_seen_
     let assigned = worker.next_assigned().await;
     let holding = lock(&house, &second).await;
     assert!(worker.succeed(&assigned, "{}").await);
-    something_waits(house.database.pool()).await;
+    kit::testing::something_waits(house.database.pool()).await;
     let let_go = async move { drop(holding) };
     tokio::join!(house.crash_and_restart(), let_go);
     let mut worker = house.worker(100).await;
@@ -390,7 +390,7 @@ async fn what_is_retried_before_its_end_was_told_is_waited_for_again() {
     let mut holding = pool.begin().await.unwrap();
     sqlx::query("select from jobs.dependency for update").execute(&mut *holding).await.unwrap();
     worker.fail(&assigned, "provider", false).await;
-    something_waits(pool).await;
+    kit::testing::something_waits(pool).await;
     assert_ne!(retry(&user, &first).await.unwrap(), JobState::Waiting);
     drop(holding);
     run(&mut worker, &first, true).await;
@@ -407,7 +407,7 @@ async fn what_is_not_known_any_more_has_ended_and_has_not_succeeded() {
     // While the leader waits for the job that is named this goes, as it does when its day has come to its end.
     let mut holding = lock(&house, &first).await;
     let both = [user.submit(after(&[&first])).await, user.submit(after_end(&[&first])).await];
-    something_waits(house.database.pool()).await;
+    kit::testing::something_waits(house.database.pool()).await;
     sqlx::query("delete from jobs.job where id = $1::uuid").bind(&first).execute(&mut *holding).await.unwrap();
     holding.commit().await.unwrap();
     drop(running);

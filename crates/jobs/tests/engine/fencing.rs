@@ -8,7 +8,7 @@ use proto::{
     worker::CreateAttemptFileRequest,
 };
 
-use crate::house::{House, eventually, something_waits, spec, succeeded};
+use crate::house::{House, eventually, spec, succeeded};
 
 #[tokio::test]
 async fn the_result_of_a_fenced_attempt_is_refused_and_changes_nothing() {
@@ -98,7 +98,7 @@ async fn reports_that_come_while_one_is_written_are_written_together() {
         .await
         .unwrap();
     worker.say(&assigned[0], succeeded("1")).await;
-    something_waits(house.database.pool()).await;
+    kit::testing::something_waits(house.database.pool()).await;
     worker.say(&assigned[1], succeeded("2")).await;
     worker.say(&assigned[2], succeeded("3")).await;
     // Its answer says that what was told before it was heard.
@@ -226,7 +226,7 @@ async fn after_a_crash_of_everything_the_same_jobs_run_again_and_none_has_spent_
     let partitions = "select pg_advisory_xact_lock(hashtextextended('guildhall.jobs.partitions', 0))";
     sqlx::query(partitions).execute(&mut *hold).await.unwrap();
     let let_go = async {
-        something_waits(&pool).await;
+        kit::testing::something_waits(&pool).await;
         eventually(&pool, "select count(*) = 1 from jobs.job where state = 'running'").await;
         hold.rollback().await.unwrap();
     };
@@ -289,7 +289,7 @@ async fn a_heartbeat_that_comes_just_before_the_sweep_keeps_the_attempt() {
     sqlx::query("select from jobs.job for update").execute(&mut *hold).await.unwrap();
     house.clock.advance(Duration::from_secs(31));
     // The sweep has found the lease over and is on its way to the job.
-    something_waits(house.database.pool()).await;
+    kit::testing::something_waits(house.database.pool()).await;
     worker.heartbeat(vec![assigned.attempt.clone().unwrap()], 1, 1).await;
     hold.rollback().await.unwrap();
     assert!(worker.succeed(&assigned, "{}").await);

@@ -208,19 +208,6 @@ pub(crate) async fn eventually(pool: &sqlx::PgPool, question: &'static str) {
     tokio::time::timeout(PATIENCE, yes).await.unwrap_or_else(|_| panic!("it never came to be: {question}"));
 }
 
-/// Waits until some statement of the service waits for a lock.
-pub(crate) async fn something_waits(pool: &sqlx::PgPool) {
-    eventually(
-        pool,
-        "select exists (
-           select from pg_locks
-           join pg_stat_activity using (pid)
-           where not granted and datname = current_database()
-         )",
-    )
-    .await;
-}
-
 async fn start(database: &TestDatabase, storage: &Storage, clock: &Clock, tasks: &Tasks, is_restart: bool) -> Peer {
     let settings = Settings { jobs_connections_max: 10, ..Settings::default() };
     let jobs = Jobs::start(settings, database.url(), storage.clone(), clock.clone(), tasks, is_restart).await.unwrap();

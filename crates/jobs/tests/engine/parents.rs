@@ -12,7 +12,7 @@ use proto::{
 
 use crate::{
     batches::{counts, ids},
-    house::{House, User, Worker, failed, interrupted, something_waits, spec, stopped, succeeded, suspended},
+    house::{House, User, Worker, failed, interrupted, spec, stopped, succeeded, suspended},
 };
 
 pub(crate) async fn fan_out(worker: &Worker, parent: &Assignment, ordinals: std::ops::Range<u32>) -> String {
@@ -233,7 +233,7 @@ async fn the_end_of_a_batch_holds_its_parent_before_the_batch_as_everyone_does()
     let mut cancel = pool.begin().await.unwrap();
     sqlx::query("select from jobs.job where id = $1::uuid for update").bind(&id).execute(&mut *cancel).await.unwrap();
     worker.say(&finalize, succeeded("{}")).await;
-    something_waits(pool).await;
+    kit::testing::something_waits(pool).await;
     // A cancel of the parent goes on to its batch. If the end of the finalize held that, both would wait for ever.
     sqlx::query("select from jobs.batch where id = $1::uuid for update nowait")
         .bind(&batch)

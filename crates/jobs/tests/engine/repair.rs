@@ -8,7 +8,7 @@ use sqlx::{Postgres, Transaction};
 
 use crate::{
     batches::{counts, ids},
-    house::{House, User, Worker, eventually, failed, something_waits, spec, stopped, succeeded, suspended},
+    house::{House, User, Worker, eventually, failed, spec, stopped, succeeded, suspended},
     parents::fan_out,
     policies::{create, policy},
 };
@@ -120,7 +120,7 @@ async fn retried_by_half(house: &House, user: &User, batch: &str) {
         // By its counters the batch is complete before the second bite comes.
         house.clock.advance(std::time::Duration::from_secs(11));
         eventually(pool, "select expired = 1000 and retry_states is not null from jobs.batch").await;
-        something_waits(pool).await;
+        kit::testing::something_waits(pool).await;
         let between = user.get_batch(batch).await;
         assert_eq!((between.state(), between.finalizes.len()), (BatchState::Running, 1));
         holding.rollback().await.unwrap();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use proto::jobs::{CancelJobRequest, JobSpec, JobState};
 use sqlx::PgPool;
 
-use crate::house::{Freezer, House, PATIENCE, User, eventually, something_waits, spec, stopped};
+use crate::house::{Freezer, House, PATIENCE, User, eventually, spec, stopped};
 
 #[tokio::test]
 async fn what_one_replica_takes_in_a_worker_of_another_does_and_both_show() {
@@ -209,7 +209,7 @@ async fn a_leader_that_is_frozen_in_the_middle_of_a_sweep_changes_nothing_when_i
     let mut hold = pool.begin().await.unwrap();
     sqlx::query("select from jobs.job for update").execute(&mut *hold).await.unwrap();
     there.clock.advance(Duration::from_secs(31));
-    something_waits(&pool).await;
+    kit::testing::something_waits(&pool).await;
     let thaw = frozen.freeze().await;
     // The lease is over all the same; but what the frozen one has found goes with its transaction.
     hold.rollback().await.unwrap();

@@ -5,7 +5,7 @@ mod holds;
 use kit::{Fail, Kind};
 use proto::jobs::{CancelJobRequest, CreateBatchRequest, JobSpec, JobState, RetryJobRequest, SubmittedJob, Unique};
 
-use crate::house::{House, User, something_waits, spec};
+use crate::house::{House, User, spec};
 
 /// A job that asks for `key`, in the way that is said.
 fn keyed(key: &str, how: Unique) -> JobSpec {
@@ -147,7 +147,7 @@ async fn who_waits_for_a_key_holds_none_that_comes_after_it() {
     sqlx::query("select from jobs.unique_key where key = 'b' for update").execute(&mut *holding).await.unwrap();
     let waiting = here.submit_all(vec![plain("c"), plain("b")], None);
     let passing = async {
-        something_waits(pool).await;
+        kit::testing::something_waits(pool).await;
         assert_eq!(there(&elsewhere, plain("c")).await, first[1].id);
         holding.rollback().await.unwrap();
     };

@@ -53,12 +53,7 @@ async fn a_transaction_lets_beats_pass_and_nobody_take_the_lead_before_its_end()
     let from = seen(&pool).await;
     let taking = Lead::take(&mut connection, Uuid::from_u128(2), from);
     let ended = async {
-        let waits = "select exists (
-                       select from pg_locks
-                       join pg_stat_activity using (pid)
-                       where not granted and datname = current_database()
-                     )";
-        while !sqlx::query_scalar::<_, bool>(waits).fetch_one(&pool).await.expect("an answer") {}
+        kit::testing::something_waits(&pool).await;
         assert_eq!(seen(&pool).await, from, "it is not taken yet");
         open.commit().await.expect("it was begun under the lead");
     };
